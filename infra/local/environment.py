@@ -1,0 +1,118 @@
+"""Which environment variables each service gets, and what the user may say about them."""
+
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from infra.local.credentials import SERVICES, Credentials
+from infra.local.errors import LauncherError
+from infra.local.ports import HOST
+
+# What a service reads besides the variables that begin with its own name.
+SHARED_VARIABLES = frozenset(
+    {
+        "LOG_LEVEL",
+        "LOG_FORMAT",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "TRACE_SAMPLE_RATIO",
+        "INTERNAL_SIGNING_KEY",
+        "INTERNAL_TRUSTED_KEYS",
+        "DRAIN_SECONDS",
+        "REDIS_URL",
+        "CACHE_REDIS_URL",
+        "KAFKA_BOOTSTRAP_SERVERS",
+    }
+)
+_ADDRESSES = frozenset({"REDIS_URL", "CACHE_REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS"})
+_OWN_PREFIXES = tuple(f"{service.upper()}_" for service in SERVICES)
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where everything of a stack answers, embedded or external."""
+
+    tickets_database: str
+    replicas: list[str]
+    search_database: str
+    redis: str
+    cache_redis: str
+    kafka: str
+    services: dict[str, str]
+
+
+def service_environment(
+    service: str, addresses: Addresses, credentials: Credentials, environ: Mapping[str, str]
+) -> dict[str, str]:
+    """The complete settings of a service (see the settings.py of each).
+
+    The stack's defaults yield to what the user has set; addresses and keys that the parts must agree on do
+    not. (An external address the user has set is already part of `addresses`.)
+    """
+    port = urllib.parse.urlsplit(addresses.services[service]).port
+    prefix = service.upper()
+    defaults = {"LOG_LEVEL": "info", "LOG_FORMAT": "json", "DRAIN_SECONDS": "0", f"{prefix}_HOST": HOST}
+    agreed = {
+        f"{prefix}_PORT": str(port),
+        "INTERNAL_SIGNING_KEY": credentials.signing_key(service),
+        "INTERNAL_TRUSTED_KEYS": credentials.trusted_keys(),
+    }
+    match service:
+        case "gateway":
+            defaults["GATEWAY_ALLOWED_ORIGINS"] = ""
+            defaults["GATEWAY_NOTIFIER_PUBLIC_URL"] = addresses.services["notifier"]
+            agreed |= {
+                "GATEWAY_TICKETS_URL": addresses.services["tickets"],
+                "GATEWAY_SEARCH_URL": addresses.services["search"],
+                "GATEWAY_NOTIFIER_URL": addresses.services["notifier"],
+                "REDIS_URL": addresses.redis,
+                "CACHE_REDIS_URL": addresses.cache_redis,
+            }
+        case "tickets":
+            defaults["TICKETS_TOPIC_REPLICATION"] = "1"
+            agreed |= {
+                "TICKETS_DATABASE_URL": addresses.tickets_database,
+                "TICKETS_REPLICA_URLS": ",".join(addresses.replicas),
+                "KAFKA_BOOTSTRAP_SERVERS": addresses.kafka,
+            }
+        case "notifier":
+            defaults["NOTIFIER_ALLOWED_ORIGINS"] = ""
+            agreed |= {"REDIS_URL": addresses.redis, "KAFKA_BOOTSTRAP_SERVERS": addresses.kafka}
+        case "search":
+            agreed |= {
+                "SEARCH_DATABASE_URL": addresses.search_database,
+                "SEARCH_TICKETS_URL": addresses.services["tickets"],
+                "CACHE_REDIS_URL": addresses.cache_redis,
+                "KAFKA_BOOTSTRAP_SERVERS": addresses.kafka,
+            }
+        case _:
+            raise ValueError(f"there is no service {service!r}")
+    chosen = {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(f"{prefix}_") or name in SHARED_VARIABLES - _ADDRESSES
+    }
+    return defaults | chosen | agreed
+
+
+def neutral(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment without any variable that a service reads: PATH, HOME, locale, certificates stay."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name not in SHARED_VARIABLES and not name.startswith(_OWN_PREFIXES)
+    }
+
+
+def require_consistent(environ: Mapping[str, str]) -> None:
+    """Raise LauncherError for addresses of external parts that make no sense together."""
+    if environ.get("TICKETS_REPLICA_URLS") and not environ.get("TICKETS_DATABASE_URL"):
+        raise LauncherError("TICKETS_REPLICA_URLS needs TICKETS_DATABASE_URL; set both or neither.")
+
+
+def without_password(url: str) -> str:
+    """An address that may be shown."""
+    parsed = urllib.parse.urlsplit(url)
+    if parsed.password is None:
+        return url
+    host = parsed.netloc.rpartition("@")[2]
+    return parsed._replace(netloc=f"{parsed.username or ''}:***@{host}").geturl()

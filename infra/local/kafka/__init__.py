@@ -1,0 +1,1 @@
+"""Apache Kafka for the embedded stack: its jars and its one broker."""

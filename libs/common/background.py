@@ -1,0 +1,78 @@
+"""Background work of a service: loops that outlive their dependencies' failures."""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+
+from libs.common.metrics import BACKGROUND_FAILURES, EVENT_LOOP_LAG
+
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 2.0
+_CALM_SECONDS = 30.0
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+async def keep_running(name: str, run: Callable[[], Awaitable[None]]) -> None:
+    """Run `run` until it returns; start it again with growing, jittered pauses (0.1 to 2 s) when it raises."""
+    pause = _FIRST_PAUSE_SECONDS
+    while True:
+        started = time.monotonic()
+        try:
+            await run()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever it was: it is counted, logged and tried again)
+            if time.monotonic() - started > _CALM_SECONDS:
+                pause = _FIRST_PAUSE_SECONDS
+            BACKGROUND_FAILURES.labels(name).inc()
+            log.warning("background_task_failed", task=name, error=repr(error), retry_in_seconds=round(pause, 2))
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter, not a secret)
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+        else:
+            return
+
+
+@contextlib.asynccontextmanager
+async def running(name: str, run: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Keep `run` running while the block lasts, then cancel it and wait for its end."""
+    task = asyncio.create_task(keep_running(name, run), name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def measure_event_loop_lag() -> None:
+    """Keep the gauge `event_loop_lag_seconds` current."""
+    interval = 0.5
+    while True:
+        started = time.monotonic()
+        await asyncio.sleep(interval)
+        EVENT_LOOP_LAG.set(max(0.0, time.monotonic() - started - interval))
+
+
+async def patiently(what: str, connect: Callable[[], Awaitable[T]], *, seconds: float = 60.0) -> T:
+    """Call `connect` until it succeeds, for services and what they need may start in any order.
+
+    Raises:
+        Exception: what `connect` raised last, once `seconds` have passed.
+    """
+    deadline = time.monotonic() + seconds
+    pause = _FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return await connect()
+        except Exception as error:
+            if time.monotonic() > deadline:
+                raise
+            log.warning("waiting", what=what, error=str(error) or repr(error))
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)

@@ -1,0 +1,1 @@
+"""The read cache: L1 in the process, L2 in Redis, both invalidated by tags."""

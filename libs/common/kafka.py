@@ -1,0 +1,237 @@
+"""Kafka: the topic, and a consumer whose offsets follow its effects.
+
+A consumer group applies batches: decode → effect and bookkeeping in one transaction → commit offsets. What cannot
+be decoded or applied goes to `<topic>.<group>.dlq` with the reason in its headers; everything else waits and is
+tried again, never acknowledged unapplied.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Collection, Sequence
+
+import aiokafka
+import structlog
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import TopicAlreadyExistsError, for_code
+from opentelemetry import trace
+from opentelemetry.trace import Link, SpanKind
+
+from libs.common import tracing
+from libs.common.events import TOPIC, EventError, TicketEvent, decode
+from libs.common.metrics import CONSUMED_EVENTS, CONSUMER_LAG
+
+BATCH_EVENTS = 500
+_POLL_MS = 1000
+_APPLY_SECONDS = 60.0
+_SEND_SECONDS = 10.0
+_REQUEST_MS = 10_000
+_BROKER_DEFAULT = -1
+_RETENTION_MS = 7 * 24 * 3600 * 1000
+log = structlog.get_logger()
+
+
+class EventRejected(Exception):  # noqa: N818 (it is an answer, not a failure of ours)
+    """Raised by a consumer's effect for one event that can never be applied."""
+
+    def __init__(self, event: TicketEvent, reason: str) -> None:
+        super().__init__(reason)
+        self.event = event
+
+
+Apply = Callable[[Sequence[TicketEvent]], Awaitable[None]]
+
+
+async def ensure_topic(bootstrap: str, *, partitions: int, replication: int, name: str = TOPIC) -> None:
+    """Create the topic if it is missing.
+
+    A keyed topic must never gain partitions (keys would move), so an existing one with another count is refused.
+
+    Raises:
+        RuntimeError: for a topic with another number of partitions.
+        aiokafka.errors.KafkaError: when the broker does not answer.
+    """
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=_REQUEST_MS)
+    await admin.start()
+    try:
+        topic = NewTopic(
+            name,
+            partitions,
+            replication,
+            topic_configs={
+                "retention.ms": str(_RETENTION_MS),
+                "min.insync.replicas": str(max(1, replication - 1)),
+                "compression.type": "producer",
+                "max.message.bytes": str(2 * 1024 * 1024),
+            },
+        )
+        response = await admin.create_topics([topic])
+        for _topic, code, *message in response.topic_errors:
+            error = for_code(code)
+            if code and error is not TopicAlreadyExistsError:
+                raise error(*message)
+        described = (await admin.describe_topics([name]))[0]
+        if described["partitions"] and len(described["partitions"]) != partitions:
+            raise RuntimeError(
+                f"topic {name} has {len(described['partitions'])} partitions and {partitions} are configured; "
+                "the partitions of a keyed topic cannot change: use a new topic or the old count"
+            )
+    finally:
+        await admin.close()
+
+
+def producer(bootstrap: str) -> aiokafka.AIOKafkaProducer:
+    """An idempotent producer. Throw it away after any error: a batch that failed has spent its sequence number."""
+    return aiokafka.AIOKafkaProducer(
+        bootstrap_servers=bootstrap,
+        enable_idempotence=True,
+        acks="all",
+        linger_ms=0,
+        compression_type="gzip",
+        max_request_size=2 * 1024 * 1024,
+        request_timeout_ms=_REQUEST_MS,
+    )
+
+
+class EventConsumer:
+    """One consumer group's loop over the ticket topic. `run` returns only when cancelled; it raises to be restarted.
+
+    `apply` gets the events of one poll in the order of their partitions. It must be safe to repeat. Raising
+    `EventRejected` sends that one event to the dead letters; any other exception leaves the offsets where they are.
+    """
+
+    def __init__(self, bootstrap: str, *, group: str, apply: Apply, topic: str = TOPIC) -> None:
+        self._bootstrap = bootstrap
+        self._group = group
+        self._topic = topic
+        self._apply = apply
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def run(self) -> None:
+        consumer = aiokafka.AIOKafkaConsumer(
+            bootstrap_servers=self._bootstrap,
+            group_id=self._group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            max_poll_records=BATCH_EVENTS,
+            request_timeout_ms=_REQUEST_MS,
+            session_timeout_ms=10_000,
+            heartbeat_interval_ms=2_000,
+            max_partition_fetch_bytes=4 * 1024 * 1024,
+            metadata_max_age_ms=5_000,  # how soon a topic is found that did not exist at start
+        )
+        consumer.subscribe([self._topic], listener=_FinishBeforeRevocation(self._idle))
+        try:
+            await consumer.start()
+            while True:
+                polled = await consumer.getmany(timeout_ms=_POLL_MS, max_records=BATCH_EVENTS)
+                messages = [message for batch in polled.values() for message in batch]
+                if not messages:
+                    continue
+                self._idle.clear()
+                try:
+                    # The watchdog: heartbeats run in the background, so a hung effect would keep its partitions.
+                    async with asyncio.timeout(_APPLY_SECONDS):
+                        await self._handle(messages)
+                        await consumer.commit()
+                finally:
+                    self._idle.set()
+        finally:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(consumer.stop(), _SEND_SECONDS)
+
+    async def _handle(self, messages: Sequence[aiokafka.ConsumerRecord]) -> None:
+        events: list[TicketEvent] = []
+        origin: dict[int, aiokafka.ConsumerRecord] = {}
+        for message in messages:
+            try:
+                event = decode(message.headers, message.value)
+            except EventError as error:
+                await self._dead_letter(message, str(error))
+            else:
+                origin[id(event)] = message
+                events.append(event)
+        with self._span(events):
+            while events:
+                try:
+                    await self._apply(events)
+                except EventRejected as rejected:
+                    await self._dead_letter(origin[id(rejected.event)], str(rejected))
+                    events = [event for event in events if event is not rejected.event]
+                else:
+                    break
+        CONSUMED_EVENTS.labels(self._group, "applied").inc(len(events))
+        if events:
+            CONSUMER_LAG.labels(self._group).set(max(0.0, time.time() - events[-1].time.timestamp()))
+
+    @contextlib.contextmanager
+    def _span(self, events: Sequence[TicketEvent]):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        """A batch of one continues its event's trace; a larger one links to each."""
+        contexts = [tracing.extract({"traceparent": e.traceparent}) for e in events if e.traceparent]
+        links = [Link(trace.get_current_span(context).get_span_context()) for context in contexts]
+        with tracing.TRACER.start_as_current_span(
+            f"process {self._topic}",
+            context=contexts[0] if contexts else None,
+            kind=SpanKind.CONSUMER,
+            links=links[1:],
+            attributes={
+                "messaging.system": "kafka",
+                "messaging.destination.name": self._topic,
+                "messaging.consumer.group.name": self._group,
+                "messaging.batch.message_count": len(events),
+            },
+        ):
+            yield
+
+    async def _dead_letter(self, message: aiokafka.ConsumerRecord, reason: str) -> None:
+        topic = f"{self._topic}.{self._group}.dlq"
+        log.error(
+            "dead_letter",
+            topic=topic,
+            partition=message.partition,
+            offset=message.offset,
+            key=(message.key or b"").decode("utf-8", "replace"),
+            reason=reason,
+        )
+        await ensure_topic(self._bootstrap, partitions=1, replication=_BROKER_DEFAULT, name=topic)
+        async with _started(producer(self._bootstrap)) as sender:
+            await asyncio.wait_for(
+                sender.send_and_wait(
+                    topic,
+                    value=message.value,
+                    key=message.key,
+                    headers=[
+                        *message.headers,
+                        ("dlq_reason", reason.encode()),
+                        ("dlq_topic", message.topic.encode()),
+                        ("dlq_partition", str(message.partition).encode()),
+                        ("dlq_offset", str(message.offset).encode()),
+                    ],
+                ),
+                _SEND_SECONDS,
+            )
+        CONSUMED_EVENTS.labels(self._group, "dead_letter").inc()
+
+
+@contextlib.asynccontextmanager
+async def _started(sender: aiokafka.AIOKafkaProducer):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    await sender.start()
+    try:
+        yield sender
+    finally:
+        await asyncio.wait_for(sender.stop(), _SEND_SECONDS)
+
+
+class _FinishBeforeRevocation(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]
+    """Rebalances are eager: what is in flight is finished and committed before the partitions go."""
+
+    def __init__(self, idle: asyncio.Event) -> None:
+        self._idle = idle
+
+    async def on_partitions_revoked(self, revoked: Collection[aiokafka.TopicPartition]) -> None:
+        if revoked:
+            await self._idle.wait()
+
+    async def on_partitions_assigned(self, assigned: Collection[aiokafka.TopicPartition]) -> None:
+        log.info("partitions_assigned", partitions=len(assigned))

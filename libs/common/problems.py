@@ -1,0 +1,129 @@
+"""Errors on the wire: RFC 9457 `application/problem+json` with a stable `code`.
+
+Every code is declared here once, with its status and its title; clients may rely on both.
+"""
+
+import http
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+CONTENT_TYPE = "application/problem+json"
+
+CODES: Mapping[str, tuple[int, str]] = {
+    "malformed_json": (400, "The body is not valid JSON."),
+    "malformed_request": (400, "The request cannot be understood."),
+    "invalid_parameter": (400, "A path, query or header parameter is not valid."),
+    "authentication_required": (401, "Credentials are missing or not valid any more."),
+    "invalid_credentials": (401, "The organization, e-mail or password is wrong."),
+    "permission_denied": (403, "The credentials do not permit this."),
+    "csrf_token_invalid": (403, "The X-CSRF-Token header does not belong to the session."),
+    "route_not_found": (404, "There is no such route."),
+    "ticket_not_found": (404, "There is no such ticket."),
+    "key_not_found": (404, "There is no such API key."),
+    "method_not_allowed": (405, "The route does not support this method."),
+    "external_id_taken": (409, "Another ticket of the organization has this external id."),
+    "version_mismatch": (412, "The resource has changed since the version in If-Match."),
+    "body_too_large": (413, "The body is larger than 1 MB."),
+    "unsupported_media_type": (415, "The body must be application/json."),
+    "validation_failed": (422, "The body does not have the expected form."),
+    "precondition_required": (428, "An If-Match header with the current version is required."),
+    "internal_error": (500, "The request failed for a reason on our side."),
+    "service_unavailable": (503, "A part of the platform that this request needs is not available."),
+    "deadline_exceeded": (504, "A part of the platform did not answer in time."),
+}
+
+RETRY_AFTER_SECONDS = 2
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    """One field that was refused; `pointer` is an RFC 6901 JSON pointer into the body."""
+
+    pointer: str
+    message: str
+
+
+class ProblemDetails(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The body of an error answer."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str | None = None
+    errors: Sequence[FieldError] = ()
+    trace_id: str | None = None
+    current_version: int | None = None
+
+
+class Problem(Exception):  # noqa: N818 (the RFC's term)
+    """An error that is told to the client.
+
+    Raises:
+        KeyError: for a code that is not declared in `CODES`.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str | None = None,
+        *,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+        current_version: int | None = None,
+    ) -> None:
+        self.status, self.title = CODES[code]
+        super().__init__(f"{code}: {detail or self.title}")
+        self.code = code
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.headers = dict(headers or {})
+        self.current_version = current_version
+        if self.status in {http.HTTPStatus.SERVICE_UNAVAILABLE, http.HTTPStatus.GATEWAY_TIMEOUT}:
+            self.headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
+
+    def details(self, trace_id: str | None = None) -> ProblemDetails:
+        return ProblemDetails(
+            type=f"urn:relaydesk:problem:{self.code}",
+            title=self.title,
+            status=self.status,
+            code=self.code,
+            detail=self.detail,
+            errors=self.errors,
+            trace_id=trace_id,
+            current_version=self.current_version,
+        )
+
+
+def unavailable(part: str) -> Problem:
+    """503 with `Retry-After`: `part` names what is not available, in a user's words."""
+    return Problem("service_unavailable", f"{part} is not available at the moment; please try again.")
+
+
+def validation(error: msgspec.ValidationError) -> Problem:
+    """Translate msgspec's complaint (`… - at `$.fields[...]``) into 422 with a JSON pointer."""
+    message, _, path = str(error).partition(" - at `")
+    if "matching regex" in message:  # the two patterns of libs/common/models.py, in a reader's words
+        blank = r"\\S" in message
+        message = f"Must not {'be blank or ' if blank else ''}contain the character U+0000"
+    return Problem("validation_failed", message, errors=[FieldError(_pointer(path.rstrip("`")), message)])
+
+
+def _pointer(path: str) -> str:
+    """`$.tickets[3].title` becomes `/tickets/3/title`."""
+    return path.removeprefix("$").replace("[...]", "").replace("[", ".").replace("]", "").replace(".", "/")
+
+
+def decode_body(decoder: "msgspec.json.Decoder[Any]", body: bytes) -> Any:
+    """Decode a request's body with a typed decoder.
+
+    Raises:
+        Problem: `malformed_json` (400) or `validation_failed` (422).
+    """
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise validation(error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Problem("malformed_json", str(error)) from error

@@ -1,0 +1,249 @@
+"""The frame every service stands in: probes, metrics, traces, one log line a request, errors, graceful shutdown.
+
+`add_service_defaults(app, …)` gives an application all of it; `serve(…)` runs the application until SIGTERM and then
+goes: not ready → drain → stop accepting → finish what is in flight → clean up.
+"""
+
+import asyncio
+import gc
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
+import uvloop
+from aiohttp import web
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind, StatusCode
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Histogram, generate_latest
+
+from libs.common import background, logs, tracing
+from libs.common.metrics import HTTP_REQUEST_DURATION
+from libs.common.models import BODY_BYTES
+from libs.common.problems import CONTENT_TYPE, Problem
+from libs.common.settings import ServiceSettings
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Translate = Callable[[Exception], Problem | None]
+
+LOG_FIELDS: web.RequestKey[dict[str, object]] = web.RequestKey("log_fields", dict)
+_JSON = msgspec.json.Encoder()
+_SHUTDOWN_SECONDS = 20.0
+_BACKLOG = 4096
+_QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})
+log = structlog.get_logger()
+
+
+class Readiness:
+    """Whether the process has started and is not draining; dependencies play no part in it.
+
+    A Redis outage must not take every pod out of the load balancer.
+    """
+
+    def __init__(self) -> None:
+        self.started = False
+        self.draining = False
+
+    @property
+    def ready(self) -> bool:
+        return self.started and not self.draining
+
+
+READINESS: web.AppKey[Readiness] = web.AppKey("readiness", Readiness)
+
+
+def json_response(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """An `application/json` answer of anything msgspec can encode."""
+    return web.Response(body=_JSON.encode(body), status=status, headers=headers, content_type="application/json")
+
+
+def problem_response(problem: Problem) -> web.Response:
+    context = trace.get_current_span().get_span_context()
+    details = problem.details(f"{context.trace_id:032x}" if context.is_valid else None)
+    return web.Response(
+        body=_JSON.encode(details), status=problem.status, headers=problem.headers, content_type=CONTENT_TYPE
+    )
+
+
+async def read_json_body(request: web.Request) -> bytes:
+    """The body of a request that must be JSON.
+
+    Raises:
+        Problem: `unsupported_media_type` (415) or `body_too_large` (413).
+    """
+    if request.content_type != "application/json":
+        raise Problem("unsupported_media_type", f"The body is {request.content_type!r}.")
+    return await read_body(request)
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The body, at most 1 MiB.
+
+    Raises:
+        Problem: `body_too_large` (413).
+    """
+    if (request.content_length or 0) > BODY_BYTES:
+        raise Problem("body_too_large", f"The body has {request.content_length} bytes, {BODY_BYTES} are allowed.")
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise Problem("body_too_large", f"At most {BODY_BYTES} bytes are allowed.") from error
+
+
+def add_service_defaults(app: web.Application, *, translate: Translate | None = None) -> None:
+    """Give `app` the probes, `/metrics` and the request middleware.
+
+    `translate` maps a driver's exception to the problem a client is told; None means an internal error.
+    """
+    app[READINESS] = Readiness()
+    app.middlewares.insert(0, _request_middleware(translate or (lambda _error: None)))
+    app.router.add_get("/livez", _livez)
+    app.router.add_get("/readyz", _readyz)
+    app.router.add_get("/metrics", _metrics)
+
+    async def watch_event_loop(_app: web.Application):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        async with background.running("event_loop_lag", background.measure_event_loop_lag):
+            yield
+
+    app.cleanup_ctx.append(watch_event_loop)
+
+
+async def _livez(_request: web.Request) -> web.Response:
+    return json_response({"status": "ok"})
+
+
+async def _readyz(request: web.Request) -> web.Response:
+    readiness = request.app[READINESS]
+    if readiness.ready:
+        return json_response({"status": "ok"})
+    return json_response({"status": "draining" if readiness.draining else "starting"}, status=503)
+
+
+async def _metrics(_request: web.Request) -> web.Response:
+    return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _route_of(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else "unmatched"
+
+
+def _request_middleware(translate: Translate):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    durations: dict[tuple[str, str, int], Histogram] = {}
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        route = _route_of(request)
+        started = time.perf_counter()
+        fields: dict[str, object] = {}
+        request[LOG_FIELDS] = fields
+        context = tracing.extract(request.headers) if "traceparent" in request.headers else None
+        with tracing.TRACER.start_as_current_span(
+            f"{request.method} {route}", context=context, kind=SpanKind.SERVER, record_exception=False
+        ) as span:
+            response = await _answer(request, handler, translate)
+            if span.is_recording():
+                span.set_attributes(
+                    {
+                        "http.request.method": request.method,
+                        "http.route": route,
+                        "http.response.status_code": response.status,
+                    }
+                )
+                if response.status >= 500:
+                    span.set_status(StatusCode.ERROR)
+            milliseconds = (time.perf_counter() - started) * 1000
+            key = (request.method if route != "unmatched" else "OTHER", route, response.status)
+            duration = durations.get(key)
+            if duration is None:
+                duration = HTTP_REQUEST_DURATION.labels(key[0], route, str(response.status))
+                durations[key] = duration
+            duration.observe(milliseconds)
+            if route not in _QUIET_ROUTES:
+                log.info(
+                    "request",
+                    method=request.method,
+                    route=route,
+                    status=response.status,
+                    duration_ms=round(milliseconds, 2),
+                    **fields,
+                )
+        return response
+
+    return middleware
+
+
+async def _answer(  # noqa: PLR0911 (one return a kind of error: this is the table)
+    request: web.Request, handler: Handler, translate: Translate
+) -> web.StreamResponse:
+    """Run the handler; every exception becomes an RFC 9457 answer here and nowhere else."""
+    try:
+        return await handler(request)
+    except Problem as problem:
+        return problem_response(problem)
+    except web.HTTPNotFound:
+        return problem_response(Problem("route_not_found", f"There is no route {request.path}."))
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return problem_response(Problem("method_not_allowed", f"Allowed here: {allowed}.", headers={"Allow": allowed}))
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        code = "body_too_large" if error.status == 413 else "malformed_request"
+        return problem_response(Problem(code, error.reason))
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        told = translate(error)
+        if told is None:
+            log.exception("request_failed", method=request.method, path=request.path)
+            return problem_response(Problem("internal_error"))
+        log.warning("dependency_failed", path=request.path, error=repr(error))
+        return problem_response(told)
+
+
+def serve(
+    name: str,
+    build_app: Callable[[], web.Application],
+    settings: ServiceSettings,
+    *,
+    host: str,
+    port: int,
+) -> None:
+    """Run a service until SIGTERM or SIGINT. Exits with 1 and one sentence when its port cannot be had."""
+    logs.configure(name, level=settings.log_level, log_format=settings.log_format)
+    traces = tracing.configure(name, endpoint=settings.otlp_endpoint, sample_ratio=settings.trace_sample_ratio)
+    try:
+        uvloop.run(_serve(build_app, host, port, settings.drain_seconds))
+    except OSError as error:
+        sys.exit(f"{name} cannot listen on {host}:{port}: {error.strerror or error}")
+    finally:
+        traces.shutdown()
+
+
+async def _serve(build_app: Callable[[], web.Application], host: str, port: int, drain_seconds: float) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    app = build_app()
+    readiness = app[READINESS]
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port, backlog=_BACKLOG).start()
+        # What was built at start lives as long as the process: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
+        readiness.started = True
+        log.info("started", host=host, port=port)
+        await stop.wait()
+        readiness.draining = True
+        log.info("draining", seconds=drain_seconds)
+        await asyncio.sleep(drain_seconds)
+    finally:
+        await runner.cleanup()
+        log.info("stopped")

@@ -1,0 +1,95 @@
+"""The gateway, wired together."""
+
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+from redis.asyncio import Redis
+
+from libs.common import background
+from libs.common.cache.readthrough import ReadThroughCache
+from libs.common.identity import Signer
+from libs.common.models import BODY_BYTES
+from libs.common.service import Handler, add_service_defaults, json_response
+from services.gateway import openapi
+from services.gateway.authentication import Authenticator
+from services.gateway.endpoints import ENDPOINTS
+from services.gateway.health import HealthRoute
+from services.gateway.reads import CachedReads
+from services.gateway.routes_session import SessionRoutes
+from services.gateway.routes_tickets import TicketRoutes
+from services.gateway.sessions import SessionStore
+from services.gateway.settings import Settings
+from services.gateway.upstream import Upstream, client_session
+
+_REDIS_SECONDS = 1.0
+
+
+def build_app(settings: Settings) -> web.Application:
+    """Build the gateway. Must be called while an event loop runs."""
+    app = web.Application(client_max_size=BODY_BYTES)
+    add_service_defaults(app)
+
+    http = client_session(settings.upstream_seconds)
+    redis = _redis(settings.redis_url)
+    cache_redis = _redis(settings.cache_redis_url)
+    signer = Signer(settings.signing_key)
+    tickets = Upstream("tickets", settings.tickets_url, http, signer)
+    search = Upstream("search", settings.search_url, http, signer)
+    notifier = Upstream("notifier", settings.notifier_url, http, signer)
+
+    cache = ReadThroughCache(cache_redis, l1_items=settings.cache_items, l1_seconds=settings.cache_seconds)
+    reads = CachedReads(cache, l2_seconds=settings.cache_l2_seconds)
+    sessions = SessionStore(redis, hours=settings.session_hours)
+    authenticator = Authenticator(sessions, tickets, redis)
+
+    ticket_routes = TicketRoutes(authenticator, reads, tickets, search)
+    session_routes = SessionRoutes(
+        authenticator,
+        sessions,
+        tickets,
+        signer,
+        notifier_public_url=settings.notifier_public_url,
+        cookie_secure=settings.cookie_secure,
+    )
+    health = HealthRoute(redis=redis, cache_redis=cache_redis, tickets=tickets, search=search, notifier=notifier)
+    document = json_response(openapi.document()).body
+
+    async def serve_openapi(_request: web.Request) -> web.Response:
+        headers = {"Content-Type": "application/json", "Cache-Control": "public, max-age=300"}
+        return web.Response(body=document, headers=headers)
+
+    handlers: dict[str, Handler] = {
+        "sign_in": session_routes.sign_in,
+        "who_am_i": session_routes.who_am_i,
+        "sign_out": session_routes.sign_out,
+        "create_key": session_routes.keys,
+        "list_keys": session_routes.keys,
+        "revoke_key": session_routes.revoke_key,
+        "realtime_token": session_routes.realtime_token,
+        "create_ticket": ticket_routes.write,
+        "create_tickets": ticket_routes.write,
+        "update_ticket": ticket_routes.write,
+        "add_comment": ticket_routes.write,
+        "list_tickets": ticket_routes.list,
+        "get_ticket": ticket_routes.get,
+        "list_comments": ticket_routes.list_comments,
+        "search": ticket_routes.search,
+        "health": health.get,
+        "openapi": serve_openapi,
+    }
+    for endpoint in ENDPOINTS:
+        app.router.add_route(endpoint.method, endpoint.path, handlers[endpoint.operation])
+
+    async def resources(_app: web.Application) -> AsyncIterator[None]:
+        async with background.running("cache_invalidations", cache.listen):
+            yield
+        await http.close()
+        await redis.aclose()
+        await cache_redis.aclose()
+
+    app.cleanup_ctx.append(resources)
+    return app
+
+
+def _redis(url: str) -> Redis:
+    return Redis.from_url(url, socket_timeout=_REDIS_SECONDS, socket_connect_timeout=_REDIS_SECONDS)

@@ -1,0 +1,52 @@
+"""`/api/tickets` and `/api/search`: reads through the cache, writes handed on."""
+
+from aiohttp import web
+
+from libs.common.cache.tags import search_tag, ticket_tag, tickets_tag
+from services.gateway.authentication import Authenticator
+from services.gateway.forwarding import forward, relayed
+from services.gateway.reads import CachedReads
+from services.gateway.upstream import Upstream
+
+
+class TicketRoutes:
+    def __init__(self, authenticator: Authenticator, reads: CachedReads, tickets: Upstream, search: Upstream) -> None:
+        self._authenticator = authenticator
+        self._reads = reads
+        self._tickets = tickets
+        self._search = search
+
+    async def list(self, request: web.Request) -> web.Response:
+        principal = (await self._authenticator.authenticate(request)).principal
+        tags = [tickets_tag(principal.organization_id)]
+        return await self._reads.answer(request, principal, self._tickets, key_type="ticket_list", tags=tags)
+
+    async def get(self, request: web.Request) -> web.Response:
+        return await self._read_of_ticket(request, "ticket")
+
+    async def list_comments(self, request: web.Request) -> web.Response:
+        return await self._read_of_ticket(request, "comments")
+
+    async def search(self, request: web.Request) -> web.Response:
+        principal = (await self._authenticator.authenticate(request)).principal
+        tags = [search_tag(principal.organization_id)]
+        return await self._reads.answer(
+            request, principal, self._search, key_type="search", tags=tags, consistent=False
+        )
+
+    async def write(self, request: web.Request) -> web.Response:
+        """Create, update, comment: whatever changes tickets."""
+        principal = (await self._authenticator.authenticate(request)).principal
+        answer = await forward(request, principal, self._tickets)
+        if answer.status < 300:
+            tags = [tickets_tag(principal.organization_id)]
+            ticket_id = request.match_info.get("ticket_id")
+            if ticket_id is not None:
+                tags.append(ticket_tag(ticket_id.lower()))
+            await self._reads.wrote(tags, answer)
+        return relayed(answer)
+
+    async def _read_of_ticket(self, request: web.Request, key_type: str) -> web.Response:
+        principal = (await self._authenticator.authenticate(request)).principal
+        tags = [ticket_tag(request.match_info["ticket_id"].lower())]
+        return await self._reads.answer(request, principal, self._tickets, key_type=key_type, tags=tags)

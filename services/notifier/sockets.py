@@ -1,0 +1,268 @@
+"""Socket.IO: who may connect, which rooms a socket joins, and how sockets end.
+
+python-socketio on aiohttp. What python-engineio has no setting for is done around its request handler: no
+permessage-deflate (measured: it quadruples the memory of a connection), a time limit for upgrades, and connections
+that close on shutdown in a way from which clients reconnect by themselves.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+import socketio
+import structlog
+from aiohttp import web
+from redis.exceptions import RedisError
+from socketio.exceptions import ConnectionRefusedError as SocketRefused
+
+from libs.common.identity import Principal, Verifier
+from libs.common.problems import Problem, unavailable
+from services.notifier.delivery import Delivery
+from services.notifier.metrics import SOCKETS
+from services.notifier.revocations import Revocations
+
+PATH = "/socket.io/"
+EVENT = "notifications"
+PING_INTERVAL_SECONDS = 25
+PING_TIMEOUT_SECONDS = 60
+UPGRADE_SECONDS = 10.0
+MESSAGE_BYTES = 1_000_000
+_CLOSE_SECONDS = 10.0
+log = structlog.get_logger()
+
+
+class _Json:
+    """The JSON module of Socket.IO packets: msgspec, which puts encoded items into a message as they are."""
+
+    @staticmethod
+    def dumps(value: Any, **_options: Any) -> str:
+        return msgspec.json.encode(value).decode()
+
+    @staticmethod
+    def loads(text: str) -> Any:
+        try:
+            return msgspec.json.decode(text)
+        except msgspec.DecodeError as error:
+            raise ValueError(str(error)) from error
+
+
+class _Packet(socketio.packet.Packet):  # type: ignore[misc]  # the library is not typed
+    json = _Json
+
+
+class Subscription(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The payload of `subscribe` and `unsubscribe`."""
+
+    room: Literal["organization"]
+
+
+class _Connection:
+    """An authenticated socket. `ends` is the timer that closes it when its token ends."""
+
+    def __init__(self, principal: Principal, ends: asyncio.TimerHandle) -> None:
+        self.principal = principal
+        self.ends = ends
+        self.subscribed = False
+        self.since = time.monotonic()
+
+
+def socket_server(allowed_origins: Sequence[str]) -> socketio.AsyncServer:
+    """A Socket.IO server with the platform's connection settings and exact browser origins."""
+    origins = frozenset(allowed_origins)
+
+    def allowed(origin: str | None, _environ: dict[str, Any]) -> bool:
+        return origin is not None and origin.lower() in origins
+
+    return socketio.AsyncServer(
+        async_mode="aiohttp",
+        serializer=_Packet,
+        transports=["websocket", "polling"],
+        ping_interval=PING_INTERVAL_SECONDS,
+        ping_timeout=PING_TIMEOUT_SECONDS,
+        max_http_buffer_size=MESSAGE_BYTES,
+        cors_allowed_origins=allowed,  # a function: an empty list would switch the check off
+        http_compression=False,
+        async_handlers=False,  # a socket's requests are answered in their order
+        logger=logging.getLogger("socketio.server"),  # given, so that the library adds no handler of its own
+        engineio_logger=logging.getLogger("engineio.server"),
+    )
+
+
+def room_of(organization_id: uuid.UUID) -> str:
+    return f"organization:{organization_id}"
+
+
+class Sockets:
+    """The sockets of this instance."""
+
+    def __init__(
+        self, server: socketio.AsyncServer, verifier: Verifier, delivery: Delivery, revocations: Revocations
+    ) -> None:
+        self._server = server
+        self._verifier = verifier
+        self._delivery = delivery
+        self._revocations = revocations
+        self._connections: dict[str, _Connection] = {}
+        self._by_credential: dict[str, set[str]] = {}
+        self._requests: set[asyncio.Task[Any]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        server.on("connect", self._on_connect)
+        server.on("disconnect", self._on_disconnect)
+        server.on("subscribe", self._on_subscribe)
+        server.on("unsubscribe", self._on_unsubscribe)
+
+    def add_routes(self, app: web.Application) -> None:
+        for method in ("GET", "POST", "OPTIONS"):
+            app.router.add_route(method, PATH, self._handle)
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        """Give a request to Socket.IO.
+
+        Raises:
+            Problem: `service_unavailable` for a new connection while revocations cannot be read. Clients retry an
+                HTTP error by themselves, a refused CONNECT they do not.
+        """
+        session = request.query.get("sid")
+        if session is None and request.method == "GET" and not self._revocations.current:
+            raise unavailable("The list of revoked credentials")
+        if "Sec-WebSocket-Extensions" in request.headers:
+            headers = request.headers.copy()
+            del headers["Sec-WebSocket-Extensions"]
+            request = request.clone(headers=headers)
+        upgrade = (
+            asyncio.get_running_loop().call_later(UPGRADE_SECONDS, self._end_upgrade, session, request)
+            if session is not None and "Upgrade" in request.headers
+            else None
+        )
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 (a handler runs in a task)
+        self._requests.add(task)
+        try:
+            response: web.StreamResponse = await self._server.handle_request(request)
+        finally:
+            self._requests.discard(task)
+            if upgrade is not None:
+                upgrade.cancel()
+                self._resume_polling(session)
+        return response
+
+    def _end_upgrade(self, session: str, request: web.Request) -> None:
+        """Abort a websocket that has not finished its upgrade in time; the client goes on polling."""
+        socket = self._server.eio.sockets.get(session)
+        if socket is not None and not socket.upgraded and request.transport is not None:
+            request.transport.abort()
+
+    def _resume_polling(self, session: str | None) -> None:
+        """The engine leaves a socket whose upgrade broke off in the state "upgrading", in which nothing is sent."""
+        socket = self._server.eio.sockets.get(session)
+        if socket is not None and not socket.upgraded:
+            socket.upgrading = False
+
+    async def _on_connect(self, sid: str, _environ: dict[str, Any], auth: object = None) -> None:
+        token = auth.get("token") if isinstance(auth, dict) else None
+        try:
+            principal, ends = self._verifier.realtime(token if isinstance(token, str) else None)
+            if self._revocations.includes(principal.credential_id):
+                raise Problem("authentication_required", "The token was refused: its credential was revoked.")
+        except Problem as problem:
+            log.info("socket_refused", code=problem.code, detail=problem.detail)
+            raise SocketRefused(problem.title, {"code": problem.code, "detail": problem.detail}) from problem
+        timer = asyncio.get_running_loop().call_later(max(0.0, ends - time.time()), self._end, sid)
+        self._connections[sid] = _Connection(principal, timer)
+        self._by_credential.setdefault(principal.credential_id, set()).add(sid)
+        SOCKETS.inc()
+
+    async def _on_disconnect(self, sid: str, reason: str) -> None:
+        connection = self._connections.pop(sid, None)
+        if connection is None:
+            return
+        connection.ends.cancel()
+        principal = connection.principal
+        sids = self._by_credential[principal.credential_id]
+        sids.discard(sid)
+        if not sids:
+            del self._by_credential[principal.credential_id]
+        if connection.subscribed:
+            self._delivery.unwatch(principal.organization_id)
+        SOCKETS.dec()
+        log.info(
+            "socket_closed",
+            organization_id=str(principal.organization_id),
+            user_id=str(principal.user_id),
+            seconds=round(time.monotonic() - connection.since, 1),
+            reason=reason,
+        )
+
+    async def _on_subscribe(self, sid: str, *payload: object) -> dict[str, object]:
+        try:
+            subscription = _subscription(payload)
+            await self._join(sid)
+        except Problem as problem:
+            return {"ok": False, "code": problem.code, "detail": problem.detail}
+        return {"ok": True, "room": subscription.room}
+
+    async def _on_unsubscribe(self, sid: str, *payload: object) -> dict[str, object]:
+        try:
+            subscription = _subscription(payload)
+        except Problem as problem:
+            return {"ok": False, "code": problem.code, "detail": problem.detail}
+        connection = self._connections.get(sid)
+        if connection is not None and connection.subscribed:
+            connection.subscribed = False
+            organization_id = connection.principal.organization_id
+            await self._server.leave_room(sid, room_of(organization_id))
+            self._delivery.unwatch(organization_id)
+        return {"ok": True, "room": subscription.room}
+
+    async def _join(self, sid: str) -> None:
+        connection = self._connections.get(sid)
+        if connection is None:
+            raise Problem("authentication_required")
+        if connection.subscribed:
+            return
+        organization_id = connection.principal.organization_id
+        try:
+            await self._delivery.watch(organization_id)
+        except (RedisError, OSError) as error:
+            raise unavailable("The organization's feed") from error
+        if sid not in self._connections:  # it was closed meanwhile
+            self._delivery.unwatch(organization_id)
+            raise Problem("authentication_required")
+        await self._server.enter_room(sid, room_of(organization_id))
+        connection.subscribed = True
+
+    async def disconnect_credential(self, credential_id: str) -> None:
+        """Close every socket that was opened by this session or API key."""
+        for sid in list(self._by_credential.get(credential_id, ())):
+            await self._server.disconnect(sid)
+
+    def _end(self, sid: str) -> None:
+        task = asyncio.create_task(self._server.disconnect(sid))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close_all(self, _app: web.Application) -> None:
+        """End every connection on shutdown.
+
+        The transports are closed without Socket.IO's DISCONNECT: to a client that packet means "stay away", while
+        after a closed transport it reconnects, to another instance.
+        """
+        requests = list(self._requests)
+        for task in requests:
+            task.cancel()
+        if requests:
+            await asyncio.wait(requests, timeout=_CLOSE_SECONDS)
+        await self._server.shutdown()
+
+
+def _subscription(payload: tuple[object, ...]) -> Subscription:
+    try:
+        (only,) = payload
+        return msgspec.convert(only, Subscription)
+    except (ValueError, msgspec.ValidationError) as error:
+        detail = str(error) if isinstance(error, msgspec.ValidationError) else "Expected one object"
+        raise Problem("validation_failed", f'{detail}; expected {{"room": "organization"}}.') from error

@@ -1,0 +1,126 @@
+"""`python -m services.tickets`: serve, relay, migrate, provision."""
+
+import asyncio
+import os
+import secrets
+import sys
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import typer
+from aiohttp import web
+
+from libs.common import background, migrations, settings
+from libs.common.models import Role
+from libs.common.service import add_service_defaults, serve
+from services.tickets import people
+from services.tickets.app import build_app
+from services.tickets.database import Database
+from services.tickets.paths import MIGRATIONS
+from services.tickets.relay import Relay
+from services.tickets.settings import PREFIX, DatabaseSettings, Settings
+
+S = TypeVar("S")
+EXIT_SETTINGS = 2
+EXIT_FAILED = 3
+EXIT_EXISTS = 4
+
+commands = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="The tickets service: the system of record. Settings come from the environment (docs/configuration.md).",
+)
+
+
+def _load(settings_type: type[S]) -> S:
+    try:
+        return settings.load(settings_type, os.environ, prefix=PREFIX)
+    except settings.SettingsError as error:
+        print(f"The tickets service cannot start:\n{error}", file=sys.stderr)
+        raise typer.Exit(EXIT_SETTINGS) from error
+
+
+@commands.command("serve")
+def serve_command() -> None:
+    """Serve HTTP (and relay events, unless TICKETS_RELAY_EMBEDDED=false)."""
+    loaded = _load(Settings)
+    serve("tickets", lambda: build_app(loaded), loaded, host=loaded.host, port=loaded.port)
+
+
+@commands.command("relay")
+def relay_command() -> None:
+    """Publish the outbox to Kafka and nothing else. As many relays as you like share the work."""
+    loaded = _load(Settings)
+
+    def build_relay_app() -> web.Application:
+        app = web.Application()
+        add_service_defaults(app)
+        relay = Relay(loaded)
+
+        async def resources(_app: web.Application) -> Any:
+            async with background.running("relay", relay.run):
+                yield
+
+        app.cleanup_ctx.append(resources)
+        return app
+
+    serve("tickets-relay", build_relay_app, loaded, host=loaded.host, port=loaded.port)
+
+
+@commands.command("migrate")
+def migrate_command() -> None:
+    """Bring the database's schema up to this version. Safe to run again."""
+    url = _load(DatabaseSettings).owner_url
+    try:
+        applied = asyncio.run(migrations.migrate(url, MIGRATIONS))
+    except (migrations.SchemaError, OSError) as error:
+        print(f"The migration failed: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_FAILED) from error
+    print(f"Applied {', '.join(applied)}." if applied else "The schema is up to date.")
+
+
+@commands.command("provision")
+def provision_command(
+    organization: Annotated[str, typer.Option(help="Slug: lower-case letters, digits and hyphens.")],
+    name: Annotated[str, typer.Option(help="The organization's name for people.")],
+    user: Annotated[list[str], typer.Option(help="EMAIL:ROLE (admin or agent); may be given again.")],
+    api_key_name: Annotated[str, typer.Option(help="What the first user's API key is called.")] = "first key",
+) -> None:
+    """Create an organization, its users with generated passwords, and an API key of the first user.
+
+    Prints one JSON object with the credentials, which are told this once. Exits with 4 when the slug is taken.
+    """
+    loaded = _load(DatabaseSettings)
+    new_users = [_new_user(text) for text in user]
+
+    async def run() -> dict[str, Any]:
+        async with Database.open(loaded) as database:
+            created, users, key = await people.provision(
+                database, slug=organization, name=name, users=new_users, key_name=api_key_name
+            )
+        return {
+            "organization": created,
+            "users": [
+                {"id": made.id, "email": made.email, "role": made.role, "password": new.password}
+                for made, new in zip(users, new_users, strict=True)
+            ],
+            "api_key": {"id": key.id, "name": key.name, "key": key.key},
+        }
+
+    try:
+        made = asyncio.run(run())
+    except people.SlugTaken as error:
+        print(f"There is an organization {organization!r} already.", file=sys.stderr)
+        raise typer.Exit(EXIT_EXISTS) from error
+    print(msgspec.json.encode(made).decode())
+
+
+def _new_user(text: str) -> people.NewUser:
+    email, _, role = text.rpartition(":")
+    if "@" not in email or role not in set(Role):
+        raise typer.BadParameter(f"{text!r} is not EMAIL:ROLE with a role of {', '.join(Role)}.")
+    return people.NewUser(email=email.lower(), role=Role(role), password=secrets.token_urlsafe(12))
+
+
+if __name__ == "__main__":
+    commands()

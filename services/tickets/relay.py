@@ -1,0 +1,194 @@
+"""The relay: outbox rows to Kafka, every ticket's events in the order of its versions.
+
+Any number of relays share 64 shards by leases on the database's clock. An owner reads the existing rows of its
+shards by position, sends them with an idempotent producer, awaits every acknowledgement, and deletes them if it
+still owns their shard in the same epoch. A relay that lost a lease and wakes up can only replay: everybody starts
+from the existing rows, so a version is never published for the first time after a newer one. After any send error
+the producer is thrown away and the rows are read again.
+"""
+
+import asyncio
+import contextlib
+import datetime as dt
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+
+import aiokafka
+import asyncpg
+import structlog
+from aiokafka.errors import MessageSizeTooLargeError
+from prometheus_client import Counter, Gauge
+
+from libs.common import background, events, kafka
+from libs.common.consistency import Position
+from libs.common.postgres import create_pool
+from services.tickets import store_relay
+from services.tickets.database import RELAY_ROLE
+from services.tickets.outbox import SHARDS
+from services.tickets.settings import Settings
+
+LEASE = dt.timedelta(seconds=6)
+RENEW_SECONDS = 1.5
+POLL_SECONDS = 0.1
+BATCH_ROWS = 500
+SEND_SECONDS = 15.0
+
+OUTBOX_ROWS = Gauge("outbox_rows", "Rows in the outbox that wait for Kafka.")
+OUTBOX_AGE = Gauge("outbox_oldest_age_seconds", "Age of the oldest row in the outbox.")
+SHARDS_OWNED = Gauge("relay_shards_owned", "Shards that this relay holds a lease of.")
+PUBLISHED = Counter("relay_published_total", "Events acknowledged by Kafka.")
+PUBLISH_ERRORS = Counter("relay_publish_errors_total", "Batches that Kafka did not acknowledge.")
+
+log = structlog.get_logger()
+
+
+class Relay:
+    """One relay. `wake` may be called from the same event loop after a COMMIT; a poll of 100 ms does the rest."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._id = uuid.uuid4()
+        self._epochs: dict[int, int] = {}
+        self._lease_ends = 0.0
+        self._more = asyncio.Event()
+
+    def wake(self) -> None:
+        self._more.set()
+
+    async def run(self) -> None:
+        """Work until cancelled; then give the leases up. Raises on every failure, to be started again."""
+        pool = await create_pool(
+            self._settings.database_url, role=RELAY_ROLE, service="tickets-relay", minimum=1, maximum=3
+        )
+        try:
+            await kafka.ensure_topic(
+                self._settings.kafka_bootstrap,
+                partitions=self._settings.topic_partitions,
+                replication=self._settings.topic_replication,
+            )
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._keep_leases(pool))
+                tasks.create_task(self._observe(pool))
+                tasks.create_task(background.keep_running("relay_publish", lambda: self._publish(pool)))
+        finally:
+            await self._leave(pool)
+
+    async def _keep_leases(self, pool: asyncpg.Pool) -> None:
+        """Renew our leases, take free shards up to our share, give back what exceeds it."""
+        while True:
+            started = time.monotonic()
+            async with pool.acquire() as connection:
+                await store_relay.heartbeat(connection, self._id)
+                epochs = await store_relay.renew_leases(connection, self._id, LEASE)
+                live = max(1, await store_relay.count_instances(connection, LEASE))
+                share = -(-SHARDS // live)
+                if len(epochs) < share:
+                    epochs |= await store_relay.claim_leases(connection, self._id, LEASE, share - len(epochs))
+                elif len(epochs) > share:
+                    surplus = sorted(epochs)[share:]
+                    epochs = {shard: epoch for shard, epoch in epochs.items() if shard not in surplus}
+                    # Rows of these shards that are being sent now are replayed by the next owner: legal.
+                    await store_relay.release_leases(connection, self._id, surplus)
+            if epochs.keys() != self._epochs.keys():
+                log.info("shards_owned", count=len(epochs), relays=live)
+            self._epochs = epochs
+            self._lease_ends = started + LEASE.total_seconds()
+            SHARDS_OWNED.set(len(epochs))
+            await asyncio.sleep(RENEW_SECONDS)
+
+    async def _publish(self, pool: asyncpg.Pool) -> None:
+        producer = kafka.producer(self._settings.kafka_bootstrap)
+        await asyncio.wait_for(producer.start(), SEND_SECONDS)
+        try:
+            async with pool.acquire() as connection:
+                timeline = await store_relay.timeline(connection)
+            while True:
+                self._more.clear()
+                epochs = dict(self._epochs) if time.monotonic() < self._lease_ends else {}
+                rows = await self._send(pool, producer, epochs, timeline) if epochs else 0
+                if rows < BATCH_ROWS:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._more.wait(), POLL_SECONDS)
+        finally:
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(producer.stop(), 5)
+
+    async def _send(
+        self,
+        pool: asyncpg.Pool,
+        producer: aiokafka.AIOKafkaProducer,
+        epochs: Mapping[int, int],
+        timeline: int,
+    ) -> int:
+        async with pool.acquire() as connection:
+            rows = await store_relay.select_rows(connection, list(epochs), BATCH_ROWS)
+        if not rows:
+            return 0
+        acknowledged = await self._acknowledged(producer, rows, timeline)
+        if acknowledged:
+            async with pool.acquire() as connection:
+                await store_relay.delete_rows(connection, self._id, epochs, acknowledged)
+            PUBLISHED.inc(len(acknowledged))
+        if len(acknowledged) < len(rows):
+            PUBLISH_ERRORS.inc()
+            raise ConnectionError(f"Kafka acknowledged {len(acknowledged)} of {len(rows)} events")
+        return len(rows)
+
+    async def _acknowledged(
+        self, producer: aiokafka.AIOKafkaProducer, rows: Sequence[asyncpg.Record], timeline: int
+    ) -> list[int]:
+        """Send `rows` in order and return the positions of the longest prefix that Kafka acknowledged."""
+        futures: list[asyncio.Future[object]] = []
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                for row in rows:
+                    futures.append(await self._send_row(producer, row, timeline))  # noqa: PERF401 (order matters: what was sent must be known when it fails)
+                results = await asyncio.gather(*futures, return_exceptions=True)
+        except (TimeoutError, aiokafka.errors.KafkaError) as error:
+            log.warning("publish_failed", error=repr(error))
+            results = [None if f.done() and not f.cancelled() and f.exception() is None else error for f in futures]
+        positions = []
+        for row, result in zip(rows, results, strict=False):
+            if isinstance(result, BaseException):
+                break
+            positions.append(row["position"])
+        return positions
+
+    async def _send_row(
+        self, producer: aiokafka.AIOKafkaProducer, row: asyncpg.Record, timeline: int
+    ) -> "asyncio.Future[object]":
+        headers = events.headers(
+            event_id=row["event_id"],
+            event_type=row["type"],
+            time=row["created_at"],
+            ticket_id=row["ticket_id"],
+            organization_id=row["organization_id"],
+            version=row["version"],
+            position=Position.from_lsn(timeline, row["lsn"]),
+            traceparent=row["traceparent"],
+        )
+        try:
+            return await producer.send(  # type: ignore[no-any-return]
+                events.TOPIC, value=row["data"], key=str(row["ticket_id"]).encode(), headers=headers
+            )
+        except MessageSizeTooLargeError:
+            log.exception("event_too_large", position=row["position"], bytes=len(row["data"]))
+            raise
+
+    async def _observe(self, pool: asyncpg.Pool) -> None:
+        while True:
+            async with pool.acquire() as connection:
+                rows, age = await store_relay.backlog(connection)
+            OUTBOX_ROWS.set(rows)
+            OUTBOX_AGE.set(age)
+            await asyncio.sleep(RENEW_SECONDS)
+
+    async def _leave(self, pool: asyncpg.Pool) -> None:
+        SHARDS_OWNED.set(0)
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(3), pool.acquire() as connection:
+                await store_relay.release_leases(connection, self._id, list(self._epochs))
+                await store_relay.forget_instances(connection, self._id, LEASE)
+        self._epochs = {}
+        pool.terminate()

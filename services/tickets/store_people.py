@@ -1,0 +1,110 @@
+"""SQL of organizations, users, credentials and API keys."""
+
+import uuid
+
+import asyncpg
+import msgspec
+
+from libs.common.models import Role
+from libs.common.people import ApiKey, Organization, ResolvedKey, User
+
+# Whoever has this e-mail in this organization, with the hash of the password.
+SELECT_CREDENTIAL = """
+SELECT o.id AS organization_id, o.slug, o.name AS organization_name,
+       u.id AS user_id, u.email, u.name, u.role, c.password_hash
+FROM organizations o
+JOIN users u ON u.organization_id = o.id
+JOIN credentials c ON c.organization_id = u.organization_id AND c.user_id = u.id
+WHERE o.slug = $1 AND u.email = $2"""
+
+# Whom a key in force speaks for.
+SELECT_KEY_OWNER = """
+SELECT o.id AS organization_id, o.slug, o.name AS organization_name,
+       u.id AS user_id, u.email, u.name, u.role, k.id AS key_id
+FROM api_keys k
+JOIN users u ON u.organization_id = k.organization_id AND u.id = k.user_id
+JOIN organizations o ON o.id = k.organization_id
+WHERE k.key_sha256 = $1 AND k.revoked_at IS NULL"""
+
+INSERT_KEY = """
+INSERT INTO api_keys (organization_id, user_id, name, prefix, key_sha256) VALUES ($1, $2, $3, $4, $5)
+RETURNING id, created_at"""
+
+# The keys in force, of everybody or of one user.
+SELECT_KEYS = """
+SELECT id, name, prefix, user_id, created_at FROM api_keys
+WHERE organization_id = $1 AND revoked_at IS NULL AND ($2::uuid IS NULL OR user_id = $2)
+ORDER BY created_at, id"""
+
+REVOKE_KEY = """
+UPDATE api_keys SET revoked_at = now()
+WHERE organization_id = $1 AND id = $2 AND revoked_at IS NULL AND ($3::uuid IS NULL OR user_id = $3)
+RETURNING id"""
+
+INSERT_ORGANIZATION = "INSERT INTO organizations (id, slug, name) VALUES ($1, $2, $3)"
+INSERT_USER = "INSERT INTO users (organization_id, email, name, role) VALUES ($1, $2, $3, $4) RETURNING id"
+INSERT_CREDENTIAL = "INSERT INTO credentials (organization_id, user_id, password_hash) VALUES ($1, $2, $3)"
+
+
+class Credential(msgspec.Struct, frozen=True):
+    user: User
+    organization: Organization
+    password_hash: str
+
+
+async def credential(pool: asyncpg.Pool, *, slug: str, email: str) -> Credential | None:
+    row = await pool.fetchrow(SELECT_CREDENTIAL, slug, email)
+    return Credential(_user(row), _organization(row), row["password_hash"]) if row else None
+
+
+async def key_owner(pool: asyncpg.Pool, sha256: bytes) -> ResolvedKey | None:
+    row = await pool.fetchrow(SELECT_KEY_OWNER, sha256)
+    return ResolvedKey(row["key_id"], _user(row), _organization(row)) if row else None
+
+
+async def insert_key(
+    connection: asyncpg.Connection,
+    organization_id: uuid.UUID,
+    user_id: uuid.UUID,
+    *,
+    name: str,
+    prefix: str,
+    sha256: bytes,
+    key: str,
+) -> ApiKey:
+    row = await connection.fetchrow(INSERT_KEY, organization_id, user_id, name, prefix, sha256)
+    return ApiKey(row["id"], name, prefix, user_id, row["created_at"], key)
+
+
+async def select_keys(
+    connection: asyncpg.Connection, organization_id: uuid.UUID, user_id: uuid.UUID | None
+) -> list[ApiKey]:
+    rows = await connection.fetch(SELECT_KEYS, organization_id, user_id)
+    return [ApiKey(**dict(row)) for row in rows]
+
+
+async def revoke_key(
+    connection: asyncpg.Connection, organization_id: uuid.UUID, key_id: uuid.UUID, user_id: uuid.UUID | None
+) -> bool:
+    return await connection.fetchval(REVOKE_KEY, organization_id, key_id, user_id) is not None
+
+
+async def insert_organization(connection: asyncpg.Connection, organization: Organization) -> None:
+    await connection.execute(INSERT_ORGANIZATION, organization.id, organization.slug, organization.name)
+
+
+async def insert_user(
+    connection: asyncpg.Connection, organization_id: uuid.UUID, *, email: str, role: Role, password_hash: str
+) -> User:
+    name = email.partition("@")[0].replace(".", " ").title()
+    user_id = await connection.fetchval(INSERT_USER, organization_id, email, name, role)
+    await connection.execute(INSERT_CREDENTIAL, organization_id, user_id, password_hash)
+    return User(user_id, email, name, role)
+
+
+def _user(row: asyncpg.Record) -> User:
+    return User(row["user_id"], row["email"], row["name"], Role(row["role"]))
+
+
+def _organization(row: asyncpg.Record) -> Organization:
+    return Organization(row["organization_id"], row["slug"], row["organization_name"])
