@@ -1,8 +1,9 @@
 """A GitHub issues export: the array of `GET /repos/{owner}/{repo}/issues` or of `gh issue list --json …`."""
 
+import io
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import ijson
 
@@ -27,7 +28,7 @@ class GitHubReader:
     Broken JSON ends the reading, since what follows has no reliable beginning; the issues before it are read.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: io.BufferedReader) -> None:
         self.columns: list[str] | None = COLUMNS
         self._file = file
 
@@ -53,6 +54,7 @@ class GitHubReader:
                 line += chunk.endswith(b"\n")
                 chunk = self._file.readline(CHUNK_BYTES)
             parser.close()
+            yield from items.take(events, line, 0)
         except ijson.JSONError as error:
             yield from items.take(events, line, 0)
             detail = str(error).strip().splitlines()[0]

@@ -1,7 +1,6 @@
 """Lines of a text file with their numbers, in bounded memory whatever the file holds."""
 
 import io
-from typing import BinaryIO
 
 from cli.errors import UsageError
 
@@ -17,13 +16,16 @@ class RecordTooLongError(Exception):
 class Lines:
     r"""An iterator over the lines of a UTF-8 file (with or without a byte order mark), ends included.
 
-    A line ends with \n, \r\n or \r. Bytes that are not UTF-8 become lone surrogates and set `invalid` to
-    the number of their line. The iterator survives the exceptions that it raises: the next line follows.
+    A line ends with \n (so \r\n too), or with \r in a file that begins like those of old spreadsheets, without any
+    \n. Bytes that are not UTF-8 become lone surrogates and set `invalid` to the number of their line. The iterator
+    survives the exceptions that it raises: the next line follows.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        self._ahead = ""
+    def __init__(self, file: io.BufferedReader) -> None:
+        beginning = file.peek(1)
+        end = "\r" if b"\r" in beginning[:-1] and b"\n" not in beginning else "\n"
+        self._text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline=end)
+        self._end = end
         self._room = RECORD_CHARACTERS
         self.number = 0
         self.first = 1
@@ -44,32 +46,17 @@ class Lines:
         Raises:
             RecordTooLongError: and the rest of the line is skipped.
         """
-        line = self._read()
+        line = self._text.readline(RECORD_CHARACTERS)
         if not line:
             raise StopIteration
         self.number += 1
         if not line.isascii() and self.invalid is None and _has_invalid_bytes(line):
             self.invalid = self.number
         self._room -= len(line)
-        if self._room < 0:
-            while line and line[-1] not in "\r\n":
-                line = self._read()
+        if self._room < 0 or (len(line) == RECORD_CHARACTERS and not line.endswith(self._end)):
+            while line and not line.endswith(self._end):
+                line = self._text.readline(RECORD_CHARACTERS)
             raise RecordTooLongError
-        return line
-
-    def _read(self) -> str:
-        line = self._text.readline(RECORD_CHARACTERS)
-        if self._ahead:
-            if self._ahead == "\r" and line != "\n":
-                self.number += 1  # it was an empty line of its own
-                self._ahead = ""
-            line, self._ahead = self._ahead + line, ""
-        if len(line) >= RECORD_CHARACTERS and line[-1] == "\r":  # cut off between \r and a possible \n
-            following = self._text.read(1)
-            if following == "\n":
-                line += following
-            else:
-                self._ahead = following
         return line
 
 

@@ -15,6 +15,7 @@ FIELD_VALUE_LENGTH = 1000
 
 TARGETS = ("title", "description", "priority", "external_id")
 _LIMITS = {"title": TITLE_LENGTH, "description": TEXT_LENGTH, "external_id": EXTERNAL_ID_LENGTH}
+_PRIORITIES = frozenset(Priority)
 _GITHUB = {"title": "title", "description": "body", "external_id": "external_id"}
 
 
@@ -118,7 +119,7 @@ class Mapped:
         """The usual reasons, in words that name the column."""
         if not parts["title"]:
             raise Refusal(f"no title (column {self._title} is empty or missing)")
-        if parts["priority"] not in set(Priority):
+        if parts["priority"] not in _PRIORITIES:
             raise Refusal(f"priority {parts['priority']!r} is not one of {', '.join(Priority)}")
         for part, limit in _LIMITS.items():
             value = parts[part]

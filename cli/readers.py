@@ -6,9 +6,10 @@ A row that cannot be read is a `BadRow` in its place in the stream; the rows aft
 import contextlib
 import csv
 import enum
+import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -38,7 +39,7 @@ class Reader(Protocol):
 class CsvReader:
     """RFC 4180 with a header line. Empty lines are passed over, as Python's csv.DictReader does."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: io.BufferedReader) -> None:
         """Read the header.
 
         Raises:
@@ -91,7 +92,7 @@ class CsvReader:
 class JsonLinesReader:
     """One JSON object a line; numbers keep the digits they are written with, nested values stay JSON text."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: io.BufferedReader) -> None:
         self.columns: list[str] | None = None
         self._lines = Lines(file)
         self._decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -143,6 +144,8 @@ def _csv_reason(error: str, lines: Lines) -> str:
         return f"a quote is opened and never closed{where}"
     if "expected after" in error:
         return f"text after a closing quote{where}; a quote inside a value must be written twice"
+    if error.startswith("new-line character"):
+        return f"a carriage return outside of quotes{where}"
     return f"{error}{where}"
 
 
@@ -176,7 +179,7 @@ class OpenFile(msgspec.Struct):
 
     reader: Reader
     size: int | None
-    file: BinaryIO
+    file: io.BufferedReader
 
     def position(self) -> int:
         """How many bytes have been read."""

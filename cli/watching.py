@@ -7,6 +7,7 @@ import datetime as dt
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any, Protocol
 
+import aiohttp
 import msgspec
 import socketio
 from rich.live import Live
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli import output
-from cli.client import Api, connect
+from cli.client import Api, RealtimeToken, connect
 from cli.credentials import Target
 from cli.errors import CommandError, NotAuthorisedError, UnreachableError
 
@@ -111,7 +112,12 @@ class Link:
     async def _stay_connected(self) -> None:
         """Connect, subscribe, and return when the connection has ended."""
         ticket = await self._api.realtime_token()
-        client = socketio.AsyncClient(reconnection=False, handle_sigint=False)
+        # A session of its own: the API's carries the key, and one made by the client is not closed on cancellation.
+        async with aiohttp.ClientSession() as session:
+            client = socketio.AsyncClient(reconnection=False, http_session=session, handle_sigint=False)
+            await self._subscribe(ticket, client)
+
+    async def _subscribe(self, ticket: RealtimeToken, client: socketio.AsyncClient) -> None:
         client.on("notifications", self._take)
         try:
             await client.connect(

@@ -15,26 +15,40 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from infra.local.credentials import SERVICES
 from infra.local.errors import LauncherError, first_cause, from_os_error
 from infra.local.follow import follow
 from infra.local.runfile import FolderLock, end_leftovers, find, launcher_pid, read_run
 
-ROOT = Path(__file__).resolve().parents[2] / ".local"
+DEFAULT_ROOT = Path(__file__).resolve().parents[2] / ".local"
 NOT_RUNNING = 3
 STOP_PATIENCE_SECONDS = 120
 """Longer than all parts together may take."""
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+root = DEFAULT_ROOT
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 
+@app.callback()
+def choose_folder(
+    folder: Annotated[Path, typer.Option("--root", help="Folder of the stack.")] = DEFAULT_ROOT,
+) -> None:
+    """The embedded stack: real servers and the services of Relaydesk on this machine."""
+    global root  # noqa: PLW0603 (the error handler outside of all commands needs it as well)
+    root = folder.absolute()
+
+
 @app.command()
-def up() -> None:
+def up(
+    servers_only: Annotated[bool, typer.Option(help="Start no services; run them yourself.")] = False,  # noqa: FBT002
+) -> None:
     """Start everything and keep it running until Ctrl-C."""
     from infra.local.up import up as run_stack  # noqa: PLC0415 (drivers take a second; `status` needs none)
 
-    asyncio.run(run_stack(ROOT, os.environ, console))
+    services = () if servers_only else SERVICES
+    asyncio.run(run_stack(root, os.environ, console, services))
 
 
 @app.command()
@@ -42,8 +56,8 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,  # noqa: FBT002
 ) -> None:
     """Show what runs; exit code 3 when nothing does."""
-    run = read_run(ROOT)
-    running = launcher_pid(ROOT) is not None
+    run = read_run(root)
+    running = launcher_pid(root) is not None
     parts = run["parts"] if running or _leftovers(run) else {}
     for part in parts.values():
         if find(part) is None:
@@ -62,10 +76,10 @@ def status(
 @app.command()
 def stop() -> None:
     """Stop everything and wait until it is gone."""
-    pid = launcher_pid(ROOT)
-    run = read_run(ROOT)
+    pid = launcher_pid(root)
+    run = read_run(root)
     if pid is None:
-        ended = asyncio.run(end_leftovers(ROOT))
+        ended = asyncio.run(end_leftovers(root))
         left = f"{ended} processes of an earlier run have been ended" if ended else "nothing was running"
         console.print(f"Stopped: {left}.")
         return
@@ -73,10 +87,10 @@ def stop() -> None:
     launcher = find(run["launcher"])
     if launcher is not None:
         launcher.terminate()
-    while launcher_pid(ROOT) is not None or _leftovers(run):
+    while launcher_pid(root) is not None or _leftovers(run):
         if time.monotonic() - begun > STOP_PATIENCE_SECONDS:
             raise LauncherError(
-                f"The launcher (pid {pid}) did not stop within {STOP_PATIENCE_SECONDS} s.", ROOT / "logs"
+                f"The launcher (pid {pid}) did not stop within {STOP_PATIENCE_SECONDS} s.", root / "logs"
             )
         time.sleep(0.1)
     console.print(f"Stopped after {time.monotonic() - begun:.1f} s.")
@@ -89,7 +103,7 @@ def logs(
 ) -> None:
     """Show the logs of all parts, each line with the name of its part."""
     with contextlib.suppress(KeyboardInterrupt):
-        follow(ROOT / "logs", part, console, forever=follow_on)
+        follow(root / "logs", part, console, forever=follow_on)
 
 
 @app.command()
@@ -97,18 +111,18 @@ def clean() -> None:
     """Remove the data, logs and passwords of this checkout's stack."""
     from infra.local.stack import remove_stack  # noqa: PLC0415 (see up)
 
-    if not ROOT.exists():
+    if not root.exists():
         console.print("There is nothing to remove.")
         return
-    lock = FolderLock(ROOT)
+    lock = FolderLock(root)
     try:
         lock.take()
     except LauncherError:
         raise LauncherError("The stack is running; stop it first: make stop") from None
-    asyncio.run(end_leftovers(ROOT))
-    remove_stack(ROOT)
+    asyncio.run(end_leftovers(root))
+    remove_stack(root)
     lock.release()
-    console.print(f"Removed the data in {ROOT}.")
+    console.print(f"Removed the data in {root}.")
 
 
 def _leftovers(run: dict[str, Any]) -> int:
@@ -139,12 +153,12 @@ def _one_sentence() -> Iterator[None]:
     """Whatever goes wrong ends as one sentence and exit code 1; a defect's traceback goes to the log."""
     try:
         yield
-    except (Exception, asyncio.CancelledError) as raised:
+    except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001 (the outermost place)
         cause = first_cause(raised)
         if isinstance(cause, OSError):
             cause = from_os_error(cause, "use a file")
         if not isinstance(cause, LauncherError):
-            log = ROOT / "logs" / "launcher.log"
+            log = root / "logs" / "launcher.log"
             with contextlib.suppress(OSError), log.open("a") as file:
                 traceback.print_exception(cause, file=file)
             cause = LauncherError(f"The launcher has a defect: {type(cause).__name__}: {cause}.", log)

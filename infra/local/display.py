@@ -45,12 +45,12 @@ class Display:
                 self.say(f"{name}: external, {address}")
             yield
             return
-        with Live(get_renderable=self._table, console=self._console, refresh_per_second=10) as self._live:
-            try:
+        self._live = Live(get_renderable=self._table, console=self._console, refresh_per_second=10)
+        try:
+            with self._live:
                 yield
-            finally:
-                self._refresh()
-                self._live = None
+        finally:
+            self._live = None
 
     def changed(self, part: Part) -> None:
         """A part has a new state."""

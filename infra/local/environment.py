@@ -58,7 +58,7 @@ def service_environment(
     }
     match service:
         case "gateway":
-            defaults["GATEWAY_ALLOWED_ORIGINS"] = ""
+            defaults["GATEWAY_COOKIE_SECURE"] = "false"  # plain HTTP on loopback
             defaults["GATEWAY_NOTIFIER_PUBLIC_URL"] = addresses.services["notifier"]
             agreed |= {
                 "GATEWAY_TICKETS_URL": addresses.services["tickets"],

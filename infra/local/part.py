@@ -91,7 +91,7 @@ class Part:
 
     async def stop(self) -> None:
         """Stop it in good order; does nothing when it does not run."""
-        if self.process is None:
+        if self.process is None or not self.process.alive:
             return
         self.report(State.STOPPING)
         await self.process.stop(self.stop_patience)

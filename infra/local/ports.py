@@ -1,5 +1,6 @@
 """Which ports the parts listen on: fixed defaults for `make run`, free ones for test stacks."""
 
+import itertools
 import random
 import socket
 from collections.abc import Mapping
@@ -53,10 +54,10 @@ def free_ports(count: int) -> list[int]:
     """`count` distinct ports on which nobody listens now."""
     found: list[int] = []
     for port in random.sample(FREE_RANGE, len(FREE_RANGE)):
+        if len(found) == count:
+            return found
         if is_free(port):
             found.append(port)
-            if len(found) == count:
-                return found
     raise LauncherError(f"No {count} free ports between {FREE_RANGE.start} and {FREE_RANGE.stop}.")
 
 

@@ -181,9 +181,9 @@ def reason(output: str, code: int) -> str:
         return "the disk is full."
     if "address already in use" in lowered:
         return "its port is already in use."
-    how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    told = [line for line in lines if _TELLING.search(line)] or lines
+    told = [line for line in lines if _TELLING.search(line)] or (lines if code > 0 else [])
     return f"{how}: {told[-1][:300]}" if told else f"{how}."
 
 

@@ -46,7 +46,7 @@ class Service(Part):
         """`python -m services.<name> ...` with the service's environment."""
         return Command(
             argv=[sys.executable, "-m", f"services.{self.name}", *arguments],
-            environment=neutral(os.environ) | self._environment(),
+            environment=neutral(os.environ) | self._environment() | {"PYTHONUNBUFFERED": "1"},
             folder=CHECKOUT,
             log=self.log,
         )

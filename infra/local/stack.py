@@ -10,6 +10,7 @@ Stacks in different folders never touch one another: each has its own ports, pas
 """
 
 import asyncio
+import contextlib
 import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -255,3 +256,5 @@ def remove_stack(root: Path) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
+    with contextlib.suppress(OSError):  # the bootstrap may keep something in it
+        root.rmdir()

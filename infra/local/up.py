@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +18,7 @@ from infra.local.supervisor import Supervisor
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-async def up(root: Path, environ: Mapping[str, str], console: Console) -> None:
+async def up(root: Path, environ: Mapping[str, str], console: Console, services: Sequence[str]) -> None:
     """Run a stack until a signal asks it to stop.
 
     Raises:
@@ -26,21 +26,31 @@ async def up(root: Path, environ: Mapping[str, str], console: Console) -> None:
     """
     begun = time.monotonic()
     display = Display(console)
-    stack = Stack(root, environ=environ, ports=ports.from_environment(environ), watcher=display.changed)
+    stack = Stack(
+        root,
+        environ=environ,
+        ports=ports.from_environment(environ),
+        services=services,
+        watcher=display.changed,
+    )
     with _stop_on_signals(stack, display) as stopped:
         try:
             with display.watching(stack.parts, stack.external):
                 await stack.start()
-            demo = await ensure_demo(stack)
+            demo = await ensure_demo(stack) if services else None
             seconds = time.monotonic() - begun
-            display.ready(stack.service_url("gateway"), demo, seconds, str(stack.root / "logs"))
+            if demo is None:
+                display.say(f"The servers are ready after {seconds:.1f} s.")
+            else:
+                display.ready(stack.service_url("gateway"), demo, seconds, str(stack.root / "logs"))
             await Supervisor(stack, lambda sentence: display.say(sentence, "yellow")).run()
         except asyncio.CancelledError:
             if not stopped:
                 raise
         finally:
             begun = time.monotonic()
-            with display.watching(stack.parts, {}):
+            running = {name: part for name, part in stack.parts.items() if part.alive}
+            with display.watching(running, {}) if running else contextlib.nullcontext():
                 await stack.stop()
     display.say(f"Stopped in {time.monotonic() - begun:.1f} s.")
 

@@ -40,12 +40,6 @@ class Position(NamedTuple):
             raise Problem("invalid_parameter", f"{HEADER} does not hold a consistency token.")
         return position
 
-    @classmethod
-    def from_lsn(cls, timeline: int, text: str) -> Self:
-        """From PostgreSQL's notation of a `pg_lsn`, such as `16/B374D848`."""
-        high, low = text.split("/")
-        return cls(timeline, int(high, 16) << 32 | int(low, 16))
-
 
 class Requirement(NamedTuple):
     """What a read must include: everything up to `position`; `primary` when only the primary can promise that."""

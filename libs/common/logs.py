@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from typing import TextIO
 
 import structlog
 from opentelemetry import trace
@@ -14,8 +15,8 @@ def _add_trace_id(_logger: object, _method: str, event: structlog.types.EventDic
     return event
 
 
-def configure(service: str, *, level: str, log_format: str) -> None:
-    """Send structlog's and the standard library's records to standard output in one form.
+def configure(service: str, *, level: str, log_format: str, stream: TextIO = sys.stdout) -> None:
+    """Send structlog's and the standard library's records to `stream` in one form.
 
     `log_format` is `json` for machines or `console` for people.
     """
@@ -31,7 +32,7 @@ def configure(service: str, *, level: str, log_format: str) -> None:
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
     formatter = structlog.stdlib.ProcessorFormatter(
@@ -42,7 +43,7 @@ def configure(service: str, *, level: str, log_format: str) -> None:
             renderer,
         ],
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -17,6 +17,7 @@ EXIT_SETTINGS = 2
 commands = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     help="The gateway: what API clients and browsers talk to. Settings come from the environment.",
 )
 

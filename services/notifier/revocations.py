@@ -15,7 +15,6 @@ from libs.common.revocations import FIELD, STREAM
 
 # A token may be issued a moment after its credential was revoked, and clocks differ.
 REMEMBERED_SECONDS = REALTIME_SECONDS + 60
-CURRENT_SECONDS = 2.0
 _READ_ENTRIES = 1000
 _BLOCK_MS = 500
 _FIRST_PAUSE_SECONDS = 0.05
@@ -31,12 +30,16 @@ class Revocations:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._until: dict[str, float] = {}
-        self._read_at = float("-inf")
+        self._current = asyncio.Event()
 
-    @property
-    def current(self) -> bool:
-        """Whether the stream has been read to its end within the last 2 s."""
-        return time.monotonic() - self._read_at < CURRENT_SECONDS
+    async def wait_until_current(self, seconds: float) -> None:
+        """Return when the stream has been read to its end and is being followed.
+
+        Raises:
+            TimeoutError: when it is not within `seconds`.
+        """
+        async with asyncio.timeout(seconds):
+            await self._current.wait()
 
     def includes(self, credential_id: str) -> bool:
         """Whether the credential was revoked within the life of a realtime token."""
@@ -55,6 +58,7 @@ class Revocations:
                     block_ms = _BLOCK_MS
                     pause = _FIRST_PAUSE_SECONDS
             except (RedisError, OSError) as error:
+                self._current.clear()
                 log.warning("revocations_wait_for_redis", error=repr(error))
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 (jitter, not a secret)
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
@@ -69,7 +73,7 @@ class Revocations:
                 await on_revoked(credential_id)
             position = entry_id.decode()
         if len(entries) < _READ_ENTRIES:
-            self._read_at = time.monotonic()
+            self._current.set()
         self._forget()
         return position
 

@@ -32,6 +32,7 @@ PING_TIMEOUT_SECONDS = 60
 UPGRADE_SECONDS = 10.0
 MESSAGE_BYTES = 1_000_000
 _CLOSE_SECONDS = 10.0
+_PATIENCE_SECONDS = 1.0
 log = structlog.get_logger()
 
 
@@ -127,8 +128,11 @@ class Sockets:
                 HTTP error by themselves, a refused CONNECT they do not.
         """
         session = request.query.get("sid")
-        if session is None and request.method == "GET" and not self._revocations.current:
-            raise unavailable("The list of revoked credentials")
+        if session is None and request.method == "GET":
+            try:
+                await self._revocations.wait_until_current(_PATIENCE_SECONDS)
+            except TimeoutError as error:
+                raise unavailable("The list of revoked credentials") from error
         if "Sec-WebSocket-Extensions" in request.headers:
             headers = request.headers.copy()
             del headers["Sec-WebSocket-Extensions"]
@@ -147,7 +151,7 @@ class Sockets:
             self._requests.discard(task)
             if upgrade is not None:
                 upgrade.cancel()
-                self._resume_polling(session)
+            self._settle(session, upgraded=upgrade is not None)
         return response
 
     def _end_upgrade(self, session: str, request: web.Request) -> None:
@@ -156,11 +160,15 @@ class Sockets:
         if socket is not None and not socket.upgraded and request.transport is not None:
             request.transport.abort()
 
-    def _resume_polling(self, session: str | None) -> None:
-        """The engine leaves a socket whose upgrade broke off in the state "upgrading", in which nothing is sent."""
+    def _settle(self, session: str | None, *, upgraded: bool) -> None:
+        """Mend what the engine leaves behind a request."""
         socket = self._server.eio.sockets.get(session)
-        if socket is not None and not socket.upgraded:
-            socket.upgrading = False
+        if socket is None:
+            return
+        if socket.closed:
+            socket.queue.put_nowait(None)  # the poll of a client that has left would wait until its time is over
+        elif upgraded and not socket.upgraded:
+            socket.upgrading = False  # an upgrade that broke off, and nothing is sent while "upgrading"
 
     async def _on_connect(self, sid: str, _environ: dict[str, Any], auth: object = None) -> None:
         token = auth.get("token") if isinstance(auth, dict) else None

@@ -10,7 +10,7 @@ import msgspec
 import typer
 from aiohttp import web
 
-from libs.common import background, migrations, settings
+from libs.common import background, logs, migrations, settings
 from libs.common.models import Role
 from libs.common.service import add_service_defaults, serve
 from services.tickets import people
@@ -28,6 +28,7 @@ EXIT_EXISTS = 4
 commands = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     help="The tickets service: the system of record. Settings come from the environment (docs/configuration.md).",
 )
 
@@ -91,6 +92,7 @@ def provision_command(
     Prints one JSON object with the credentials, which are told this once. Exits with 4 when the slug is taken.
     """
     loaded = _load(DatabaseSettings)
+    logs.configure("tickets", level="warning", log_format="console", stream=sys.stderr)  # stdout is for the JSON
     new_users = [_new_user(text) for text in user]
 
     async def run() -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Read:
 
     async def consistency(self) -> Position:
         """The token of an answer made of what was read so far."""
-        return Position.from_lsn(self._timeline, await self.connection.fetchval(READ_POSITION))
+        return Position(self._timeline, await self.connection.fetchval(READ_POSITION))
 
 
 class _Server:
@@ -88,7 +88,7 @@ class _Server:
             return self.seen(await self.pool.fetchrow(SERVER_POSITION))
 
     def seen(self, row: asyncpg.Record) -> Position:
-        position = Position.from_lsn(row["timeline"], row["lsn"])
+        position = Position(row["timeline"], row["lsn"])
         self.position = max(position, self.position or position)
         return position
 

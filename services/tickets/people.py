@@ -15,7 +15,7 @@ from libs.common.models import Role
 from libs.common.people import ApiKey, NewApiKey, Organization, ResolvedKey, SignedIn, SignIn, User
 from libs.common.problems import Problem
 from services.tickets import store_people
-from services.tickets.database import Database
+from services.tickets.database import Database, Write
 
 KEY_PREFIX = "rdk_"
 _PREFIX_CHARACTERS = 12
@@ -68,17 +68,8 @@ async def resolve_key(database: Database, sha256: bytes) -> ResolvedKey:
 
 async def create_key(database: Database, principal: Principal, new: NewApiKey) -> ApiKey:
     """Make a key that acts as its creator. The key itself is told this once and stored only as a hash."""
-    key = KEY_PREFIX + secrets.token_urlsafe(32)
     async with database.write(principal.organization_id) as write:
-        return await store_people.insert_key(
-            write.connection,
-            principal.organization_id,
-            principal.user_id,
-            name=new.name,
-            prefix=key[:_PREFIX_CHARACTERS],
-            sha256=_sha256(key),
-            key=key,
-        )
+        return await _insert_key(write, principal.organization_id, principal.user_id, new.name)
 
 
 async def list_keys(database: Database, principal: Principal) -> list[ApiKey]:
@@ -119,18 +110,23 @@ async def provision(
                 )
                 for user, hashed in zip(users, hashes, strict=True)
             ]
+            key = await _insert_key(write, organization.id, created[0].id, key_name)
     except asyncpg.UniqueViolationError as error:
         raise SlugTaken(slug) from error
-    first = created[0]
-    principal = Principal(
-        organization_id=organization.id,
-        user_id=first.id,
-        name=first.name,
-        role=first.role,
-        credential="service",
-        credential_id="provision",
+    return organization, created, key
+
+
+async def _insert_key(write: Write, organization_id: uuid.UUID, user_id: uuid.UUID, name: str) -> ApiKey:
+    key = KEY_PREFIX + secrets.token_urlsafe(32)
+    return await store_people.insert_key(
+        write.connection,
+        organization_id,
+        user_id,
+        name=name,
+        prefix=key[:_PREFIX_CHARACTERS],
+        sha256=hashlib.sha256(key.encode()).digest(),
+        key=key,
     )
-    return organization, created, await create_key(database, principal, NewApiKey(name=key_name))
 
 
 def _owner_filter(principal: Principal) -> uuid.UUID | None:
@@ -142,7 +138,3 @@ def _matches(password_hash: str, password: str) -> bool:
         return _hasher.verify(password_hash, password)
     except argon2.exceptions.VerifyMismatchError:
         return False
-
-
-def _sha256(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()

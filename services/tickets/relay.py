@@ -165,7 +165,7 @@ class Relay:
             ticket_id=row["ticket_id"],
             organization_id=row["organization_id"],
             version=row["version"],
-            position=Position.from_lsn(timeline, row["lsn"]),
+            position=Position(timeline, row["lsn"]),
             traceparent=row["traceparent"],
         )
         try:

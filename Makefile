@@ -1,0 +1,31 @@
+# Everything a developer does with this repository; `make help` lists it.
+
+PYTHON := .venv/bin/python
+LAUNCHER := $(PYTHON) -m infra.local
+
+.DEFAULT_GOAL := help
+.PHONY: help bootstrap installed run stop status logs clean
+
+help: ## Show this list
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+bootstrap: ## Make the Python environment .venv; every target that needs it does so by itself
+	@sh infra/local/bootstrap.sh
+
+run: bootstrap ## Start servers and services, show how to sign in, keep running until Ctrl-C
+	@exec $(LAUNCHER) up
+
+stop: installed ## Stop what `make run` started, from any shell
+	@exec $(LAUNCHER) stop
+
+status: installed ## Show what runs; fails when nothing does; JSON=1 prints JSON
+	@exec $(LAUNCHER) status $(if $(JSON),--json)
+
+logs: installed ## Follow the logs of all parts, or of one: make logs SERVICE=kafka
+	@exec $(LAUNCHER) logs $(SERVICE)
+
+clean: installed ## Remove the data of `make run`; refuses while it runs
+	@exec $(LAUNCHER) clean
+
+installed:
+	@[ -x $(PYTHON) ] || { echo "Nothing has been started in this folder yet: make run" >&2; exit 1; }

@@ -1,0 +1,5 @@
+"""Where the service keeps its files."""
+
+from pathlib import Path
+
+MIGRATIONS = Path(__file__).parent / "migrations"

@@ -1,0 +1,89 @@
+"""Searches: what may be asked, and what is answered."""
+
+import datetime as dt
+import re
+import time
+import uuid
+
+import asyncpg
+import msgspec
+
+from libs.common.problems import Problem
+from services.search import store
+from services.search.texts import highlight, searchable
+
+QUERY_LENGTH = 500
+LIMIT = 50
+DEFAULT_LIMIT = 20
+# A bare number, as people write a ticket's; PostgreSQL's bigint has room for 18 digits whatever they are.
+_NUMBER = re.compile(r"#?([0-9]{1,18})", re.ASCII)
+
+
+class FoundTicket(msgspec.Struct, frozen=True):
+    """A ticket as the index knows it."""
+
+    id: uuid.UUID
+    number: int
+    title: str
+    status: str
+    priority: str
+    created_at: dt.datetime
+
+
+class SearchResult(msgspec.Struct, frozen=True):
+    """`highlight` is HTML: escaped text with `<mark>` around what was found. Scores of one answer compare."""
+
+    ticket: FoundTicket
+    highlight: str
+    score: float
+
+
+class SearchAnswer(msgspec.Struct, frozen=True):
+    """Best first; `took_ms` is the time the search took in this service."""
+
+    results: list[SearchResult]
+    took_ms: float
+
+
+class Queries:
+    """Runs searches; `pool` acts as the role search_app."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def search(self, organization_id: uuid.UUID, text: str, limit: int) -> SearchAnswer:
+        """The best `limit` (1 to 50) of the newest 200 matches of `text`, in the syntax of web search engines.
+
+        Raises:
+            Problem: `invalid_parameter` for a text that is blank, longer than 500 characters or holds U+0000.
+        """
+        started = time.perf_counter()
+        checked = _checked(text)
+        number = _NUMBER.fullmatch(checked)
+        matches = await store.search(
+            self._pool,
+            organization_id,
+            text=searchable(checked),
+            number=int(number[1]) if number else None,
+            limit=limit,
+        )
+        results = [
+            SearchResult(
+                FoundTicket(match.ticket_id, match.number, match.title, match.status, match.priority, match.created_at),
+                highlight(match.title_headline, match.text_headline),
+                match.score,
+            )
+            for match in matches
+        ]
+        return SearchAnswer(results, round((time.perf_counter() - started) * 1000, 3))
+
+
+def _checked(text: str) -> str:
+    stripped = text.strip()
+    if not stripped:
+        raise Problem("invalid_parameter", "q must hold what to search for.")
+    if len(text) > QUERY_LENGTH:
+        raise Problem("invalid_parameter", f"q has {len(text)} characters, {QUERY_LENGTH} are allowed.")
+    if "\x00" in text:
+        raise Problem("invalid_parameter", "q must not contain the character U+0000.")
+    return stripped

@@ -1,0 +1,31 @@
+"""What the search service reads from its environment."""
+
+import dataclasses
+
+from libs.common.settings import HTTP_URL, PORT, POSTGRES_URL, REDIS_URL, ServiceSettings, env
+
+PREFIX = "SEARCH_"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatabaseSettings:
+    """For `migrate`, which needs the database alone; the other variables are known, and none of them is required."""
+
+    database_url: str = env("SEARCH_DATABASE_URL", POSTGRES_URL)
+    owner_database_url: str | None = env("SEARCH_OWNER_DATABASE_URL", POSTGRES_URL, None)
+    host: str = env("SEARCH_HOST", str, "127.0.0.1")
+    port: int = env("SEARCH_PORT", PORT, 8083)
+    tickets_url: str | None = env("SEARCH_TICKETS_URL", HTTP_URL, None)
+
+    @property
+    def owner_url(self) -> str:
+        return self.owner_database_url or self.database_url
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(DatabaseSettings, ServiceSettings):
+    """For `serve`."""
+
+    tickets_url: str = env("SEARCH_TICKETS_URL", HTTP_URL)
+    cache_redis_url: str = env("CACHE_REDIS_URL", REDIS_URL)
+    kafka_bootstrap: str = env("KAFKA_BOOTSTRAP_SERVERS")

@@ -1,0 +1,116 @@
+"""SQL of the index."""
+
+import datetime as dt
+import uuid
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import asyncpg
+import msgspec
+
+from libs.common.models import Ticket
+
+Key = tuple[uuid.UUID, uuid.UUID]  # organization, ticket
+
+
+class Stored(NamedTuple):
+    """What the index knows of a ticket: the version it shows and the text of the comments up to it."""
+
+    version: int
+    comments: str
+
+
+class Document(msgspec.Struct, frozen=True):
+    """A ticket as it is stored: its texts are prepared already."""
+
+    ticket: Ticket
+    comments: str
+
+    @property
+    def key(self) -> Key:
+        return self.ticket.organization_id, self.ticket.id
+
+
+class Match(msgspec.Struct, frozen=True):
+    """A row that a search has found; marks in the headlines are control characters, see `texts`."""
+
+    ticket_id: uuid.UUID
+    number: int
+    title: str
+    status: str
+    priority: str
+    created_at: dt.datetime
+    title_headline: str
+    text_headline: str
+    score: float
+
+
+# What the index holds of the given tickets.
+SELECT_STORED = """
+SELECT d.organization_id, d.ticket_id, d.version, d.comments
+FROM documents d
+JOIN unnest($1::uuid[], $2::uuid[]) AS wanted (organization_id, ticket_id) USING (organization_id, ticket_id)"""
+
+
+async def select_stored(pool: asyncpg.Pool, keys: Collection[Key]) -> dict[Key, Stored]:
+    rows = await pool.fetch(SELECT_STORED, [key[0] for key in keys], [key[1] for key in keys])
+    return {(row["organization_id"], row["ticket_id"]): Stored(row["version"], row["comments"]) for row in rows}
+
+
+# Store documents; an older version never replaces a newer one.
+UPSERT_DOCUMENTS = """
+INSERT INTO documents (organization_id, ticket_id, number, version, title, description, comments, status, priority,
+                       user_id, assigned_to, external_id, fields, created_at, updated_at, tsv)
+SELECT d.organization_id, d.ticket_id, d.number, d.version, d.title, d.description, d.comments, d.status, d.priority,
+       d.user_id, d.assigned_to, d.external_id, d.fields::jsonb, d.created_at, d.updated_at,
+       setweight(to_tsvector('english', d.title), 'A')
+       || setweight(to_tsvector('english', d.description || E'\\n' || d.comments), 'B')
+FROM unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[],
+            $9::text[], $10::uuid[], $11::uuid[], $12::text[], $13::text[], $14::timestamptz[], $15::timestamptz[])
+     AS d (organization_id, ticket_id, number, version, title, description, comments, status, priority,
+           user_id, assigned_to, external_id, fields, created_at, updated_at)
+ON CONFLICT (organization_id, ticket_id) DO UPDATE SET
+    number = excluded.number, version = excluded.version, title = excluded.title,
+    description = excluded.description, comments = excluded.comments, status = excluded.status,
+    priority = excluded.priority, user_id = excluded.user_id, assigned_to = excluded.assigned_to,
+    external_id = excluded.external_id, fields = excluded.fields, created_at = excluded.created_at,
+    updated_at = excluded.updated_at, tsv = excluded.tsv
+WHERE documents.version < excluded.version"""
+
+
+async def upsert_documents(pool: asyncpg.Pool, documents: Collection[Document]) -> None:
+    """Store `documents` (of distinct tickets): one statement, so one transaction."""
+    # Sorted, so that two writers at a rebalance wait for one another instead of deadlocking.
+    ordered = sorted(documents, key=lambda document: document.key)
+    tickets = [document.ticket for document in ordered]
+    await pool.execute(
+        UPSERT_DOCUMENTS,
+        [ticket.organization_id for ticket in tickets],
+        [ticket.id for ticket in tickets],
+        [ticket.number for ticket in tickets],
+        [ticket.version for ticket in tickets],
+        [ticket.title for ticket in tickets],
+        [ticket.description for ticket in tickets],
+        [document.comments for document in ordered],
+        [ticket.status for ticket in tickets],
+        [ticket.priority for ticket in tickets],
+        [ticket.user_id for ticket in tickets],
+        [ticket.assigned_to for ticket in tickets],
+        [ticket.external_id for ticket in tickets],
+        [msgspec.json.encode(ticket.fields).decode() for ticket in tickets],
+        [ticket.created_at for ticket in tickets],
+        [ticket.updated_at for ticket in tickets],
+    )
+
+
+# One search; the function is in migrations/0001_documents.sql.
+SEARCH = """
+SELECT ticket_id, number, title, status, priority, created_at, title_headline, text_headline, score
+FROM search_documents($1, $2, $3, $4)"""
+
+
+async def search(
+    pool: asyncpg.Pool, organization_id: uuid.UUID, *, text: str, number: int | None, limit: int
+) -> Sequence[Match]:
+    rows = await pool.fetch(SEARCH, organization_id, text, number, limit)
+    return [Match(*row.values()) for row in rows]

@@ -1,0 +1,158 @@
+"""The inner half of tests/bare_machine.sh: runs where there is nothing but Python's standard library.
+
+Types `make run` on a terminal of its own, uses what comes up, presses Ctrl-C, and looks for what is left.
+"""
+
+import contextlib
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PORTS = {"gateway": 8080, "tickets": 8081, "notifier": 8082, "search": 8083}
+GATEWAY = f"http://127.0.0.1:{PORTS['gateway']}"
+FIRST_START_SECONDS = 900
+SECOND_START_SECONDS = 60
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class Terminal:
+    """`make run` with a terminal: what it shows is kept, and Ctrl-C can be pressed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pid, self._descriptor = pty.fork()
+        if self.pid == 0:
+            os.chdir(folder)
+            os.execvp("make", ["make", "run"])
+        self._shown: list[bytes] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def text(self) -> str:
+        """Everything it has shown, without colours."""
+        return ESCAPES.sub("", b"".join(self._shown).decode(errors="replace"))
+
+    def press_ctrl_c(self) -> None:
+        os.write(self._descriptor, b"\x03")
+
+    def ended(self) -> bool:
+        return os.waitpid(self.pid, os.WNOHANG) != (0, 0)
+
+    def wait(self) -> None:
+        os.waitpid(self.pid, 0)
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):
+            while chunk := os.read(self._descriptor, 65_536):
+                self._shown.append(chunk)
+
+
+def call(path: str, body: dict[str, Any] | None = None, **headers: str) -> Any:
+    """GET or POST JSON at the gateway."""
+    request = urllib.request.Request(
+        f"{GATEWAY}{path}",
+        data=json.dumps(body).encode() if body is not None else None,
+        headers={"Content-Type": "application/json"} | headers,
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
+
+
+def wait_for(what: str, check: Callable[[], bool], seconds: float, terminal: Terminal | None = None) -> float:
+    """Wait until a check holds; the seconds it took."""
+    begun = time.monotonic()
+    while True:
+        with contextlib.suppress(OSError, ValueError):
+            if check():
+                return time.monotonic() - begun
+        if terminal is not None and terminal.ended():
+            sys.exit(f"make run ended before {what}:\n{terminal.text()[-4000:]}")
+        if time.monotonic() - begun > seconds:
+            shown = terminal.text()[-4000:] if terminal else ""
+            sys.exit(f"Not within {seconds} s: {what}.\n{shown}\n{others()}")
+        time.sleep(0.1)
+
+
+def others() -> list[str]:
+    """Command lines of all processes here but this one. Zombies count: nothing else would collect them."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal() and int(folder.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found.append(f"{folder.name} {line or (folder / 'comm').read_text().strip()}")
+    return found
+
+
+def alive() -> bool:
+    """Whether all four services answer."""
+    for port in PORTS.values():
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=5) as answer:
+            if answer.status != 200:
+                return False
+    return True
+
+
+def report(what: str, seconds: float) -> None:
+    print(f"         {what}: {seconds:.1f} s", flush=True)
+
+
+def start(folder: Path, what: str, patience: float) -> Terminal:
+    terminal = Terminal(folder)
+    report(what, wait_for("all is ready", lambda: "Create a ticket" in terminal.text(), patience, terminal))
+    if not alive():
+        sys.exit("A service does not answer /livez.")
+    return terminal
+
+
+def stop(terminal: Terminal, what: str, act: Callable[[], object]) -> None:
+    begun = time.monotonic()
+    act()
+    terminal.wait()
+    report(what, time.monotonic() - begun)
+    wait_for("no process is left", lambda: not others(), 10)
+
+
+def send_ticket(folder: Path, title: str) -> None:
+    """A ticket goes in through the gateway and comes out of the search."""
+    demo = json.loads((folder / ".local/demo.json").read_text())
+    key = {"Authorization": f"Bearer {demo['api_key']['key']}"}
+    ticket = call("/api/tickets", {"title": title}, **key)
+    report("ticket to search result", wait_for("the ticket is found", lambda: found(ticket["id"], title, key), 30))
+
+
+def found(ticket: str, title: str, key: dict[str, str]) -> bool:
+    results = call(f"/api/search?q={title.rpartition(' ')[2]}", **key)["results"]
+    return ticket in [result["ticket"]["id"] for result in results]
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    # This is the first process of its namespace: it collects orphans, and its end ends all others.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    terminal = start(folder, "first start, everything downloaded", FIRST_START_SECONDS)
+    send_ticket(folder, "printer zebra")
+    stop(terminal, "Ctrl-C", terminal.press_ctrl_c)
+
+    terminal = start(folder, "second start", SECOND_START_SECONDS)
+    send_ticket(folder, "scanner okapi")
+    key = {"Authorization": "Bearer " + json.loads((folder / ".local/demo.json").read_text())["api_key"]["key"]}
+    titles = [ticket["title"] for ticket in call("/api/tickets", **key)["tickets"]]
+    if titles != ["scanner okapi", "printer zebra"]:
+        sys.exit(f"The second start has other tickets: {titles}")
+    stop(terminal, "make stop", lambda: subprocess.run(["make", "-s", "stop"], cwd=folder, check=True))
+    subprocess.run(["make", "-s", "clean"], cwd=folder, check=True)
+
+
+if __name__ == "__main__":
+    main()
