@@ -35,7 +35,7 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, int]:
     ports: dict[str, int] = {}
     for variable, default in DEFAULT_PORTS.items():
         text = environ.get(variable, str(default))
-        if not text.isdecimal() or not 1 <= int(text) <= 65_535:
+        if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= 65_535:
             raise LauncherError(f"{variable} must be a port between 1 and 65535, not {text!r}.")
         port = int(text)
         for other, taken in ports.items():

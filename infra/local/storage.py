@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from infra.local.errors import LauncherError
 
 def write_private(path: Path, text: str, *, replace: bool = True) -> None:
     """Write a file atomically; mode 0600 from its first byte on. Unless `replace`, an existing one stays."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.new")
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
+    unfinished = Path(name)
     try:
         with os.fdopen(descriptor, "w") as file:
             file.write(text)

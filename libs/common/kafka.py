@@ -8,7 +8,7 @@ tried again, never acknowledged unapplied.
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 
 import aiokafka
 import structlog
@@ -26,7 +26,6 @@ _POLL_MS = 1000
 _APPLY_SECONDS = 60.0
 _SEND_SECONDS = 10.0
 _REQUEST_MS = 10_000
-_BROKER_DEFAULT = -1
 _RETENTION_MS = 7 * 24 * 3600 * 1000
 log = structlog.get_logger()
 
@@ -51,31 +50,48 @@ async def ensure_topic(bootstrap: str, *, partitions: int, replication: int, nam
         RuntimeError: for a topic with another number of partitions.
         aiokafka.errors.KafkaError: when the broker does not answer.
     """
+    async with _admin(bootstrap) as admin:
+        await _create_topic(admin, name, partitions, replication)
+        found = len((await admin.describe_topics([name]))[0]["partitions"])
+        if found not in {0, partitions}:
+            raise RuntimeError(
+                f"topic {name} has {found} partitions and {partitions} are configured; "
+                "the partitions of a keyed topic cannot change: use a new topic or the old count"
+            )
+
+
+async def _ensure_dead_letters(bootstrap: str, *, name: str, source: str) -> None:
+    """Create the topic `name`, replicated as `source` is, if it is missing."""
+    async with _admin(bootstrap) as admin:
+        partitions = (await admin.describe_topics([source]))[0]["partitions"]
+        await _create_topic(admin, name, 1, len(partitions[0]["replicas"]))
+
+
+async def _create_topic(admin: AIOKafkaAdminClient, name: str, partitions: int, replication: int) -> None:
+    topic = NewTopic(
+        name,
+        partitions,
+        replication,
+        topic_configs={
+            "retention.ms": str(_RETENTION_MS),
+            "min.insync.replicas": str(max(1, replication - 1)),
+            "compression.type": "producer",
+            "max.message.bytes": str(2 * 1024 * 1024),
+        },
+    )
+    response = await admin.create_topics([topic])
+    for _topic, code, *message in response.topic_errors:
+        error = for_code(code)
+        if code and error is not TopicAlreadyExistsError:
+            raise error(*message)
+
+
+@contextlib.asynccontextmanager
+async def _admin(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=_REQUEST_MS)
     await admin.start()
     try:
-        topic = NewTopic(
-            name,
-            partitions,
-            replication,
-            topic_configs={
-                "retention.ms": str(_RETENTION_MS),
-                "min.insync.replicas": str(max(1, replication - 1)),
-                "compression.type": "producer",
-                "max.message.bytes": str(2 * 1024 * 1024),
-            },
-        )
-        response = await admin.create_topics([topic])
-        for _topic, code, *message in response.topic_errors:
-            error = for_code(code)
-            if code and error is not TopicAlreadyExistsError:
-                raise error(*message)
-        described = (await admin.describe_topics([name]))[0]
-        if described["partitions"] and len(described["partitions"]) != partitions:
-            raise RuntimeError(
-                f"topic {name} has {len(described['partitions'])} partitions and {partitions} are configured; "
-                "the partitions of a keyed topic cannot change: use a new topic or the old count"
-            )
+        yield admin
     finally:
         await admin.close()
 
@@ -194,7 +210,7 @@ class EventConsumer:
             key=(message.key or b"").decode("utf-8", "replace"),
             reason=reason,
         )
-        await ensure_topic(self._bootstrap, partitions=1, replication=_BROKER_DEFAULT, name=topic)
+        await _ensure_dead_letters(self._bootstrap, name=topic, source=message.topic)
         async with _started(producer(self._bootstrap)) as sender:
             await asyncio.wait_for(
                 sender.send_and_wait(
@@ -215,7 +231,7 @@ class EventConsumer:
 
 
 @contextlib.asynccontextmanager
-async def _started(sender: aiokafka.AIOKafkaProducer):  # type: ignore[no-untyped-def]  # noqa: ANN202
+async def _started(sender: aiokafka.AIOKafkaProducer) -> AsyncIterator[aiokafka.AIOKafkaProducer]:
     await sender.start()
     try:
         yield sender

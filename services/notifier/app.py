@@ -13,9 +13,10 @@ from libs.common.kafka import EventConsumer
 from libs.common.service import add_service_defaults
 from services.notifier.consumers import GROUP, Announcer
 from services.notifier.delivery import Delivery
+from services.notifier.engine import socket_server
 from services.notifier.revocations import Revocations
 from services.notifier.settings import Settings
-from services.notifier.sockets import EVENT, Sockets, room_of, socket_server
+from services.notifier.sockets import EVENT, Sockets, room_of
 from services.notifier.streams import Streams, connect
 
 NAME = "notifier"

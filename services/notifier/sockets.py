@@ -1,15 +1,8 @@
-"""Socket.IO: who may connect, which rooms a socket joins, and how sockets end.
-
-python-socketio on aiohttp. What python-engineio has no setting for is done around its request handler: no
-permessage-deflate (measured: it quadruples the memory of a connection), a time limit for upgrades, and connections
-that close on shutdown in a way from which clients reconnect by themselves.
-"""
+"""Sockets: who may connect, which rooms a socket joins, and how sockets end."""
 
 import asyncio
-import logging
 import time
 import uuid
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -27,32 +20,10 @@ from services.notifier.revocations import Revocations
 
 PATH = "/socket.io/"
 EVENT = "notifications"
-PING_INTERVAL_SECONDS = 25
-PING_TIMEOUT_SECONDS = 60
 UPGRADE_SECONDS = 10.0
-MESSAGE_BYTES = 1_000_000
 _CLOSE_SECONDS = 10.0
 _PATIENCE_SECONDS = 1.0
 log = structlog.get_logger()
-
-
-class _Json:
-    """The JSON module of Socket.IO packets: msgspec, which puts encoded items into a message as they are."""
-
-    @staticmethod
-    def dumps(value: Any, **_options: Any) -> str:
-        return msgspec.json.encode(value).decode()
-
-    @staticmethod
-    def loads(text: str) -> Any:
-        try:
-            return msgspec.json.decode(text)
-        except msgspec.DecodeError as error:
-            raise ValueError(str(error)) from error
-
-
-class _Packet(socketio.packet.Packet):  # type: ignore[misc]  # the library is not typed
-    json = _Json
 
 
 class Subscription(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,28 +40,6 @@ class _Connection:
         self.ends = ends
         self.subscribed = False
         self.since = time.monotonic()
-
-
-def socket_server(allowed_origins: Sequence[str]) -> socketio.AsyncServer:
-    """A Socket.IO server with the platform's connection settings and exact browser origins."""
-    origins = frozenset(allowed_origins)
-
-    def allowed(origin: str | None, _environ: dict[str, Any]) -> bool:
-        return origin is not None and origin.lower() in origins
-
-    return socketio.AsyncServer(
-        async_mode="aiohttp",
-        serializer=_Packet,
-        transports=["websocket", "polling"],
-        ping_interval=PING_INTERVAL_SECONDS,
-        ping_timeout=PING_TIMEOUT_SECONDS,
-        max_http_buffer_size=MESSAGE_BYTES,
-        cors_allowed_origins=allowed,  # a function: an empty list would switch the check off
-        http_compression=False,
-        async_handlers=False,  # a socket's requests are answered in their order
-        logger=logging.getLogger("socketio.server"),  # given, so that the library adds no handler of its own
-        engineio_logger=logging.getLogger("engineio.server"),
-    )
 
 
 def room_of(organization_id: uuid.UUID) -> str:
@@ -133,10 +82,6 @@ class Sockets:
                 await self._revocations.wait_until_current(_PATIENCE_SECONDS)
             except TimeoutError as error:
                 raise unavailable("The list of revoked credentials") from error
-        if "Sec-WebSocket-Extensions" in request.headers:
-            headers = request.headers.copy()
-            del headers["Sec-WebSocket-Extensions"]
-            request = request.clone(headers=headers)
         upgrade = (
             asyncio.get_running_loop().call_later(UPGRADE_SECONDS, self._end_upgrade, session, request)
             if session is not None and "Upgrade" in request.headers

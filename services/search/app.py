@@ -1,7 +1,7 @@
 """The search service, wired together."""
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import aiohttp
 from aiohttp import web
@@ -9,9 +9,8 @@ from redis.asyncio import Redis
 
 from libs.common import background
 from libs.common.cache.tags import Tags
-from libs.common.events import TOPIC
 from libs.common.identity import Signer, Verifier
-from libs.common.kafka import Apply, EventConsumer, ensure_topic
+from libs.common.kafka import EventConsumer
 from libs.common.migrations import require_current
 from libs.common.postgres import create_pool, translate_error
 from libs.common.problems import unavailable
@@ -68,20 +67,9 @@ def build_app(settings: Settings) -> web.Application:
                 (INDEX_GROUP, IndexConsumer(documents, tags)),
                 (INVALIDATE_GROUP, InvalidateConsumer(tags)),
             ):
-                run = _consume(settings.kafka_bootstrap, group, consumer.apply)
-                await stack.enter_async_context(background.running(group, run))
+                events = EventConsumer(settings.kafka_bootstrap, group=group, apply=consumer.apply)
+                await stack.enter_async_context(background.running(group, events.run))
             yield
 
     app.cleanup_ctx.append(resources)
     return app
-
-
-def _consume(bootstrap: str, group: str, apply: Apply) -> Callable[[], Awaitable[None]]:
-    consumer = EventConsumer(bootstrap, group=group, apply=apply)
-
-    async def run() -> None:
-        # Nobody else makes the dead letters' topic, and a producer cannot; replication is the broker's default.
-        await ensure_topic(bootstrap, partitions=1, replication=-1, name=f"{TOPIC}.{group}.dlq")
-        await consumer.run()
-
-    return run

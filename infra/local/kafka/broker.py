@@ -120,7 +120,7 @@ class KafkaBroker(Part):
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         command = self._java(
             "kafka.tools.StorageTool",
-            *("format", "--standalone", "--cluster-id", cluster, "--config", str(self._settings_file)),
+            *("format", "--standalone", f"--cluster-id={cluster}", "--config", str(self._settings_file)),
         )
         await run(command, "Formatting the Kafka data folder")
 

@@ -178,8 +178,7 @@ async def test_ctrl_c_tells_how_far_it_came_and_the_next_run_ends_it(import_file
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "from cli.app import main; main()", "import", file, "--organization", "acme",
         "--batch", "100", "--parallel", "1", "--json",
-        env={**os.environ, "RELAYDESK_URL": platform.url, "RELAYDESK_API_KEY": KEY,
-             "PYTHONPATH": str(Path(__file__).parents[3])},
+        env={**os.environ, "RELAYDESK_URL": platform.url, "RELAYDESK_API_KEY": KEY},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:

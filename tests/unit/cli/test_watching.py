@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,8 +73,7 @@ async def test_a_refused_subscription_is_exit_3(watch: Run, platform: StandIn) -
 async def test_ctrl_c_leaves_cleanly(platform: StandIn) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "from cli.app import main; main()", "watch", "--json",
-        env={**os.environ, "RELAYDESK_URL": platform.url, "RELAYDESK_API_KEY": KEY,
-             "PYTHONPATH": str(Path(__file__).parents[3])},
+        env={**os.environ, "RELAYDESK_URL": platform.url, "RELAYDESK_API_KEY": KEY},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stderr is not None

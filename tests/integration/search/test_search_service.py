@@ -1,0 +1,232 @@
+"""The service as a process between real servers."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import aiokafka
+import asyncpg
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+
+from infra.local.stack import Stack
+from libs.common.cache.tags import key_of, search_tag, ticket_tag, tickets_tag
+from libs.common.cache.tags import parse as parse_tag
+from libs.common.consistency import Position
+from libs.common.events import TOPIC
+from libs.common.identity import HEADER, Signer
+from libs.common.kafka import ensure_topic, producer
+from libs.common.models import Status
+from tests.support.indexing import TicketsOwner, changed, commented, created
+from tests.support.processes import TestedService, running_service
+from tests.support.realtime import principal, publish
+
+DYING = str(Path(__file__).parents[2] / "support" / "search_killed_before_commit.py")
+VERSIONS = "SELECT ticket_id, version, comments FROM documents WHERE organization_id = $1 ORDER BY ticket_id"
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def service(
+    stack: Stack, topic: str, database: str, owner: TicketsOwner, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[TestedService]:
+    log = tmp_path_factory.mktemp("search") / "search.log"
+    async with running_service(stack, "search", log, SEARCH_TICKETS_URL=owner.url) as started:
+        yield started
+
+
+async def until(condition: Callable[[], Awaitable[bool]], *, seconds: float = 45) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+class Caller:
+    """The gateway, for one organization."""
+
+    def __init__(self, stack: Stack, url: str, organization_id: uuid.UUID) -> None:
+        signer = Signer(stack.credentials.signing_key("gateway"))
+        self._headers = {HEADER: signer.principal_token(principal(organization_id), "search")}
+        self._url = f"{url}/api/search"
+
+    async def get(self, **query: str) -> tuple[int, dict[str, Any]]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(self._url, params=query, headers=self._headers) as answer,
+        ):
+            return answer.status, await answer.json(content_type=None)
+
+    async def finds(self, text: str, count: int = 1) -> bool:
+        status, answer = await self.get(q=text)
+        assert status == 200
+        return len(answer["results"]) == count
+
+
+async def test_an_event_is_searchable_and_the_cache_told(stack: Stack, service: TestedService) -> None:
+    organization = uuid.uuid4()
+    event = created(organization, title="Printer on fire")
+    last = commented(changed(event, status=Status.PENDING), "with smoke")
+    await publish(stack, [event, changed(event, status=Status.PENDING), last])
+    caller = Caller(stack, service.url, organization)
+    await until(lambda: caller.finds("smoke"))
+    status, answer = await caller.get(q="fire printer", limit="1")
+    (result,) = answer["results"]
+    assert status == 200
+    assert answer["took_ms"] > 0
+    ticket = event.data.ticket
+    assert {key: result["ticket"][key] for key in ("id", "number", "title", "status", "priority")} == {
+        "id": str(ticket.id),
+        "number": 1,
+        "title": ticket.title,
+        "status": "pending",
+        "priority": "normal",
+    }
+    assert result["highlight"] == "<mark>Printer</mark> on <mark>fire</mark>"
+    assert not await Caller(stack, service.url, uuid.uuid4()).finds("fire")
+    redis = Redis.from_url(stack.cache_redis_url)
+    try:
+
+        async def told() -> bool:
+            tags = [search_tag(organization), tickets_tag(organization), ticket_tag(ticket.id)]
+            values = await redis.mget(map(key_of, tags))
+            return None not in values and {parse_tag(v).floor for v in values} == {Position(1, 3).token()}
+
+        await until(told)
+    finally:
+        await redis.aclose()
+
+
+async def test_tickets_and_lists_are_invalidated_while_the_index_cannot_move(
+    stack: Stack, service: TestedService, owner: TicketsOwner
+) -> None:
+    organization = uuid.uuid4()
+    first = created(organization, title="stuck")
+    second = changed(first)
+    owner.add([first, second])
+    owner.broken = True
+    caller = Caller(stack, service.url, organization)
+    redis = Redis.from_url(stack.cache_redis_url)
+    try:
+        await publish(stack, [second])
+
+        async def bumped() -> bool:
+            return await redis.get(key_of(ticket_tag(first.data.ticket.id))) is not None
+
+        await until(bumped)
+        assert await redis.get(key_of(tickets_tag(organization))) is not None
+        assert await redis.get(key_of(search_tag(organization))) is None
+        assert not await caller.finds("stuck")
+        owner.broken = False
+        await until(lambda: caller.finds("stuck"))
+    finally:
+        owner.broken = False
+        await redis.aclose()
+
+
+@pytest.mark.parametrize("query", [{}, {"q": " "}, {"q": "x" * 501}, {"q": "a\x00b"}, {"q": "x", "limit": "51"}])
+async def test_bad_parameters_are_named(stack: Stack, service: TestedService, query: dict[str, str]) -> None:
+    status, problem = await Caller(stack, service.url, uuid.uuid4()).get(**query)
+    assert (status, problem["code"]) == (400, "invalid_parameter")
+
+
+@pytest.mark.parametrize("raw", ["q=%ff%fe", "q=%ed%a0%80", "q=%00", "q=a&q=b", "limit=5"])
+async def test_no_query_string_is_an_internal_error(stack: Stack, service: TestedService, raw: str) -> None:
+    signer = Signer(stack.credentials.signing_key("gateway"))
+    headers = {HEADER: signer.principal_token(principal(uuid.uuid4()), "search")}
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    writer.write(
+        f"GET /api/search?{raw} HTTP/1.1\r\nHost: x\r\n{HEADER}: {headers[HEADER]}\r\nConnection: close\r\n\r\n".encode()
+    )
+    answer = await reader.read()
+    writer.close()
+    assert answer.split(b" ")[1] in {b"200", b"400"}
+
+
+async def test_only_the_gateway_may_ask(stack: Stack, service: TestedService) -> None:
+    for token in (
+        "",
+        Signer(stack.credentials.signing_key("tickets")).service_token("search"),
+        Signer(stack.credentials.signing_key("gateway")).principal_token(principal(uuid.uuid4()), "tickets"),
+    ):
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{service.url}/api/search?q=x", headers={HEADER: token}) as answer,
+        ):
+            assert (answer.status, (await answer.json(content_type=None))["code"]) == (
+                401,
+                "authentication_required",
+            )
+
+
+async def test_poison_goes_to_the_dead_letters_and_the_others_go_on(stack: Stack, service: TestedService) -> None:
+    organization = uuid.uuid4()
+    mark = uuid.uuid4().hex
+    orphan = changed(created(organization, title="orphan"))
+    good = created(organization, title="survivor")
+    sender = producer(stack.kafka_bootstrap_servers)
+    await sender.start()
+    try:
+        await sender.send_and_wait(TOPIC, value=b"{", key=mark.encode(), partition=0)
+    finally:
+        await sender.stop()
+    await publish(stack, [orphan, good])
+    await until(lambda: Caller(stack, service.url, organization).finds("survivor"))
+    reasons = {}
+    consumer = aiokafka.AIOKafkaConsumer(
+        f"{TOPIC}.search-index.dlq",
+        bootstrap_servers=stack.kafka_bootstrap_servers,
+        auto_offset_reset="earliest",
+    )
+    await consumer.start()
+    try:
+        async with asyncio.timeout(30):
+            while not reasons.keys() >= {mark, str(orphan.data.ticket.id)}:
+                message = await consumer.getone()
+                reasons[message.key.decode()] = dict(message.headers)["dlq_reason"].decode()
+    finally:
+        await consumer.stop()
+    assert "is missing" in reasons[mark]
+    assert "does not exist" in reasons[str(orphan.data.ticket.id)]
+
+
+async def test_sigkill_between_effect_and_commit_changes_nothing(
+    stack: Stack, service: TestedService, owner: TicketsOwner, writers: asyncpg.Pool, tmp_path: Path
+) -> None:
+    organization = uuid.uuid4()
+    lives = []
+    for number in range(20):
+        first = created(organization, title=f"durable {number}")
+        lives.append([first, commented(first, f"comment {number}")])
+    await service.stop()
+    try:
+        async with running_service(
+            stack, "search", tmp_path / "dying.log", script=(DYING,), SEARCH_TICKETS_URL=owner.url
+        ) as dying:
+            await publish(stack, [event for life in lives for event in life])
+            async with asyncio.timeout(45):
+                while dying.alive:
+                    await asyncio.sleep(0.05)
+        before = [tuple(row) for row in await writers.fetch(VERSIONS, organization)]
+        assert before
+    finally:
+        await service.start()
+    await until(lambda: Caller(stack, service.url, organization).finds("durable", 20))
+
+    async def complete() -> bool:
+        return all(row["version"] == 2 for row in await writers.fetch(VERSIONS, organization))
+
+    await until(complete)
+    after = {row["ticket_id"]: row["comments"] for row in await writers.fetch(VERSIONS, organization)}
+    assert after == {life[0].data.ticket.id: f"comment {number}" for number, life in enumerate(lives)}
+    assert set(before) <= {(ticket_id, 2, comments) for ticket_id, comments in after.items()} | {
+        (ticket_id, 1, "") for ticket_id in after
+    }
+
+
+async def test_a_service_that_starts_before_the_topic_finds_it(stack: Stack) -> None:
+    name = f"{TOPIC}.{uuid.uuid4().hex[:6]}.dlq"
+    await ensure_topic(stack.kafka_bootstrap_servers, partitions=1, replication=-1, name=name)
+    await ensure_topic(stack.kafka_bootstrap_servers, partitions=1, replication=-1, name=name)
