@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 LAUNCHER := $(PYTHON) -m infra.local
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap installed run stop status logs clean
+.PHONY: help bootstrap installed run stop status logs clean check test bench format
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,23 @@ logs: installed ## Follow the logs of all parts, or of one: make logs SERVICE=ka
 
 clean: installed ## Remove the data of `make run`; refuses while it runs
 	@exec $(LAUNCHER) clean
+
+check: bootstrap ## Format, lint, strict types, import boundaries, unit tests: no server is started
+	@$(PYTHON) -m ruff format --check --quiet .
+	@$(PYTHON) -m ruff check --quiet .
+	@$(PYTHON) -m mypy
+	@.venv/bin/lint-imports --no-cache > .local/lint-imports.log || { cat .local/lint-imports.log; exit 1; }
+	@$(PYTHON) -m pytest tests/unit
+
+test: check ## Everything: check, then contract, integration, fault and end-to-end tests on real servers
+	@$(PYTHON) -m pytest tests --ignore tests/unit
+
+bench: bootstrap ## Measure on the real stack and print one table (needs wrk); BENCH="create --repeats 3" chooses
+	@$(PYTHON) -m tests.bench $(BENCH)
+
+format: bootstrap ## Format the code and mend what the linter can mend
+	@$(PYTHON) -m ruff format --quiet .
+	@$(PYTHON) -m ruff check --fix .
 
 installed:
 	@[ -x $(PYTHON) ] || { echo "Nothing has been started in this folder yet: make run" >&2; exit 1; }

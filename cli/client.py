@@ -19,7 +19,7 @@ from libs.common.problems import ProblemDetails
 T = TypeVar("T")
 
 TIMEOUT_SECONDS = 60
-LONGEST_WAIT_SECONDS = 30.0
+SHORTEST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.1, 30.0
 SERVER_ERROR = 500
 TOO_MANY_REQUESTS = 429
 DEGRADED = 503
@@ -222,7 +222,8 @@ class Patience:
             try:
                 result = await call()
             except UnreachableError as error:
-                wait = min(delay if error.retry_after is None else error.retry_after, LONGEST_WAIT_SECONDS)
+                asked = delay if error.retry_after is None else error.retry_after
+                wait = min(max(asked, SHORTEST_WAIT_SECONDS), LONGEST_WAIT_SECONDS)
                 now = time.monotonic()
                 if self._away_since is None:
                     self._away_since = now

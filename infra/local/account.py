@@ -4,6 +4,7 @@ That account cannot traverse /root, where a checkout often lies, so its binaries
 /var/lib/relaydesk.
 """
 
+import contextlib
 import hashlib
 import os
 import pwd
@@ -16,6 +17,7 @@ from infra.local.errors import LauncherError
 
 ACCOUNT = "relaydesk"
 STATE_FOLDER = Path("/var/lib/relaydesk")
+OWNER_FILE = "stack"  # in a data folder: the path of the stack that it belongs to
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,29 @@ def data_folder(root: Path) -> Path:
     return STATE_FOLDER / hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
 
 
-def make_folder(folder: Path, account: Account | None) -> None:
-    """Make a private folder that the account owns, and its parents passable."""
+def claim_data_folder(root: Path, account: Account | None) -> Path:
+    """Make the data folder of the stack in `root`, private to the account."""
+    folder = data_folder(root)
     folder.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     if account is not None:
         os.chown(folder, account.uid, account.gid)
+        (folder / OWNER_FILE).write_text(str(root.resolve()))
+        _remove_orphans()
+    return folder
+
+
+def remove_data(root: Path) -> None:
+    """Remove the PostgreSQL data of the stack in `root`, also when it lies outside."""
+    shutil.rmtree(data_folder(root), ignore_errors=True)
+
+
+def _remove_orphans() -> None:
+    """Remove data of stacks whose folder is gone: nobody could find it any more."""
+    for file in STATE_FOLDER.glob(f"*/{OWNER_FILE}"):
+        with contextlib.suppress(OSError):
+            if not Path(file.read_text()).exists():
+                shutil.rmtree(file.parent)
 
 
 def reachable_copy(sources: list[Path], name: str) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from infra.local import process
-from infra.local.errors import LauncherError
+from infra.local.errors import LauncherError, from_os_error
 from infra.local.ports import require_free
 from infra.local.process import Command, Process
 
@@ -84,9 +84,10 @@ class Part:
             self.process = process.spawn(self.command())
             await self._wait_until_ready()
             await self.finish()
-        except LauncherError as error:
-            self.report(State.FAILED, error.sentence)
-            raise
+        except (LauncherError, OSError) as error:
+            cause = from_os_error(error, f"start {self.name}") if isinstance(error, OSError) else error
+            self.report(State.FAILED, cause.sentence)
+            raise cause from error
         self.report(State.READY, f"{time.monotonic() - begun:.1f} s")
 
     async def stop(self) -> None:

@@ -1,6 +1,5 @@
 """Which ports the parts listen on: fixed defaults for `make run`, free ones for test stacks."""
 
-import itertools
 import random
 import socket
 from collections.abc import Mapping

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import asyncpg
 
-from infra.local.account import Account, data_folder, make_folder, reachable_copy, server_account
+from infra.local.account import Account, claim_data_folder, reachable_copy, server_account
 from infra.local.credentials import Credentials
 from infra.local.errors import LauncherError, from_os_error
 from infra.local.part import Part
@@ -52,7 +52,10 @@ SHARED_MEMORY_IN_USE = "pre-existing shared memory block"
 CREATE_ROLE = "CREATE ROLE {name} LOGIN {options} PASSWORD '{password}'"
 # A slot whose replica has no data is left over from a copy that was interrupted.
 DROP_SLOT = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1 AND NOT active"
-LOST_SLOT = "SELECT wal_status IS NOT DISTINCT FROM 'lost' FROM pg_replication_slots WHERE slot_name = $1"
+SLOT_IS_LOST = """
+SELECT NOT EXISTS
+  (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND wal_status IS DISTINCT FROM 'lost')
+"""
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,7 @@ def install(root: Path) -> Installation:
             version = importlib.metadata.version(PACKAGE.replace("_", "-"))
             # The programs look for their libraries beside their package.
             packages = reachable_copy([packages / PACKAGE, packages / f"{PACKAGE}.libs"], f"postgresql-{version}")
-        data = data_folder(root)
-        make_folder(data, account)
+        data = claim_data_folder(root, account)
     except OSError as error:
         raise from_os_error(error, "make the PostgreSQL folder") from error
     return Installation(packages / PACKAGE / "pginstall" / "bin", data, account)
@@ -111,11 +113,6 @@ def _packages() -> Path:
     if found is None or found.origin is None:
         raise LauncherError(f"The package {PACKAGE} is missing; run `make run` or `uv sync`.")
     return Path(found.origin).parents[1]
-
-
-def remove_data(root: Path) -> None:
-    """Remove the PostgreSQL data of the stack in `root`, also when root keeps it elsewhere."""
-    shutil.rmtree(data_folder(root), ignore_errors=True)
 
 
 class PostgresServer(Part):
@@ -338,7 +335,7 @@ class PostgresReplica(PostgresServer):
             return False
         connection = await self._primary.connect()
         try:
-            return bool(await connection.fetchval(LOST_SLOT, self._slot))
+            return bool(await connection.fetchval(SLOT_IS_LOST, self._slot))
         finally:
             await connection.close()
 

@@ -21,12 +21,13 @@ from typing import Self
 import psutil
 
 from infra.local import ports as port_numbers
+from infra.local.account import remove_data
 from infra.local.composition import Composition
 from infra.local.credentials import SERVICES, Credentials
 from infra.local.environment import service_environment
 from infra.local.errors import LauncherError, first_cause, from_os_error
 from infra.local.part import Part
-from infra.local.postgres import PostgresPrimary, PostgresReplica, remove_data
+from infra.local.postgres import PostgresPrimary, PostgresReplica
 from infra.local.runfile import FolderLock, RunFile
 from infra.local.services import Service
 
@@ -175,7 +176,7 @@ class Stack:
             if isinstance(cause, OSError):
                 raise from_os_error(cause, "start the stack") from error
             if isinstance(cause, LauncherError):
-                raise cause from None
+                raise cause from cause.__cause__
             raise
 
     async def stop(self) -> None:

@@ -27,7 +27,10 @@ async def keep_running(name: str, run: Callable[[], Awaitable[None]]) -> None:
             await run()
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # noqa: BLE001 (whatever it was: it is counted, logged and tried again)
+        except Exception as error:  # whatever it was: it is counted, logged and tried again
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # the clean-up of a cancelled run failed; it stays cancelled
+                raise asyncio.CancelledError from error
             if time.monotonic() - started > _CALM_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
             BACKGROUND_FAILURES.labels(name).inc()

@@ -4,6 +4,7 @@ A token is a position in PostgreSQL's write-ahead log, (timeline, LSN). Whoever 
 state that lacks anything written at or before it. Clients treat it as opaque.
 """
 
+import re
 from typing import NamedTuple, Self
 
 from libs.common.problems import Problem
@@ -12,6 +13,7 @@ HEADER = "Relaydesk-Consistency"
 # Between services: how far back the answer may lie, and that only the primary can tell.
 AS_OF_HEADER = "Relaydesk-As-Of"
 PRIMARY_HEADER = "Relaydesk-Read-Primary"
+_TOKEN = re.compile(r"([0-9a-f]{8})-([0-9a-f]{16})", re.ASCII)
 
 
 class Position(NamedTuple):
@@ -31,14 +33,10 @@ class Position(NamedTuple):
         Raises:
             Problem: `invalid_parameter` (400) for text that is no token.
         """
-        timeline, separator, lsn = text.partition("-")
-        try:
-            position = cls(int(timeline, 16), int(lsn, 16))
-        except ValueError:
-            separator = ""
-        if not separator or not (0 < position.timeline < 2**32 and 0 <= position.lsn < 2**64):
+        match = _TOKEN.fullmatch(text)
+        if match is None:
             raise Problem("invalid_parameter", f"{HEADER} does not hold a consistency token.")
-        return position
+        return cls(int(match[1], 16), int(match[2], 16))
 
 
 class Requirement(NamedTuple):

@@ -118,15 +118,16 @@ def decode(message_headers: Sequence[tuple[str, bytes]], value: bytes | None) ->
     """Read a Kafka message.
 
     Raises:
-        EventError: for a missing header, an undeclared type or a value of another form.
+        EventError: for a missing or malformed header, an undeclared type, a value of another form, and for headers that
+            contradict the value.
     """
-    found = {name: content.decode("utf-8", "replace") for name, content in message_headers}
+    found = {name: (content or b"").decode("utf-8", "replace") for name, content in message_headers}
     try:
         if found["ce_specversion"] != "1.0":
             raise EventError(f"CloudEvents version {found['ce_specversion']} is not supported")
         if found["ce_type"] not in EventTypes.ALL:
             raise EventError(f"event type {found['ce_type']!r} is not declared")
-        return TicketEvent(
+        event = TicketEvent(
             id=uuid.UUID(found["ce_id"]),
             type=found["ce_type"],
             time=dt.datetime.fromisoformat(found["ce_time"]),
@@ -136,9 +137,20 @@ def decode(message_headers: Sequence[tuple[str, bytes]], value: bytes | None) ->
             traceparent=found.get("traceparent"),
             data=_decoder.decode(value or b""),
         )
+        _require_consistent(event, uuid.UUID(found["ce_subject"]))
     except EventError:
         raise
     except KeyError as error:
         raise EventError(f"header {error.args[0]} is missing") from error
     except Exception as error:
         raise EventError(str(error) or repr(error)) from error
+    return event
+
+
+def _require_consistent(event: TicketEvent, subject: uuid.UUID) -> None:
+    """Consumers route by the headers and show the value: a message in which they differ is nobody's."""
+    ticket = event.data.ticket
+    if event.time.tzinfo is None:
+        raise EventError("ce_time has no offset from UTC")
+    if (subject, event.organization_id, event.version) != (ticket.id, ticket.organization_id, ticket.version):
+        raise EventError("the headers name another ticket, organization or version than the value")

@@ -26,6 +26,7 @@ REALTIME_SECONDS = 600
 HEADER = "Relaydesk-Principal"
 _REUSE_SECONDS = INTERNAL_SECONDS / 2
 _LEEWAY_SECONDS = 5
+_SIGNING_KEY = "INTERNAL_SIGNING_KEY must be a private Ed25519 JWK with a kid"
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,9 +51,12 @@ class Signer:
     """
 
     def __init__(self, private_jwk: str) -> None:
-        self._key = OKPKey.import_key(msgspec.json.decode(private_jwk))
+        try:
+            self._key = OKPKey.import_key(msgspec.json.decode(private_jwk))
+        except (JoseError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(_SIGNING_KEY) from error
         if not self._key.is_private or not self._key.kid:
-            raise ValueError("INTERNAL_SIGNING_KEY must be a private Ed25519 JWK with a kid")
+            raise ValueError(_SIGNING_KEY)
         self.service: str = self._key.kid
         self._made: cachebox.LRUCache[tuple[str, str], tuple[float, str]] = cachebox.LRUCache(10_000)
 
@@ -101,8 +105,11 @@ class Verifier:
     """
 
     def __init__(self, trusted_jwks: str, *, audience: str) -> None:
-        keys: Mapping[str, Any] = msgspec.json.decode(trusted_jwks)
-        self._keys = KeySet.import_key_set({"keys": keys["keys"]})
+        try:
+            keys: Mapping[str, Any] = msgspec.json.decode(trusted_jwks)
+            self._keys = KeySet.import_key_set({"keys": keys["keys"]})
+        except (JoseError, LookupError, TypeError, ValueError) as error:
+            raise ValueError("INTERNAL_TRUSTED_KEYS must be a JWKS") from error
         self._audience = audience
         self._verified: cachebox.LRUCache[str, tuple[float, Principal | None]] = cachebox.LRUCache(10_000)
 

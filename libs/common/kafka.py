@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 import aiokafka
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import TopicAlreadyExistsError, for_code
+from aiokafka.errors import ProducerClosed, TopicAlreadyExistsError, for_code
 from opentelemetry import trace
 from opentelemetry.trace import Link, SpanKind
 
@@ -26,6 +26,8 @@ _POLL_MS = 1000
 _APPLY_SECONDS = 60.0
 _SEND_SECONDS = 10.0
 _REQUEST_MS = 10_000
+_MESSAGE_BYTES = 2 * 1024 * 1024
+_DEAD_LETTER_BYTES = 2 * _MESSAGE_BYTES  # whatever fits into the topic fits with its reason
 _RETENTION_MS = 7 * 24 * 3600 * 1000
 log = structlog.get_logger()
 
@@ -64,10 +66,12 @@ async def _ensure_dead_letters(bootstrap: str, *, name: str, source: str) -> Non
     """Create the topic `name`, replicated as `source` is, if it is missing."""
     async with _admin(bootstrap) as admin:
         partitions = (await admin.describe_topics([source]))[0]["partitions"]
-        await _create_topic(admin, name, 1, len(partitions[0]["replicas"]))
+        await _create_topic(admin, name, 1, len(partitions[0]["replicas"]), message_bytes=_DEAD_LETTER_BYTES)
 
 
-async def _create_topic(admin: AIOKafkaAdminClient, name: str, partitions: int, replication: int) -> None:
+async def _create_topic(
+    admin: AIOKafkaAdminClient, name: str, partitions: int, replication: int, *, message_bytes: int = _MESSAGE_BYTES
+) -> None:
     topic = NewTopic(
         name,
         partitions,
@@ -76,7 +80,7 @@ async def _create_topic(admin: AIOKafkaAdminClient, name: str, partitions: int, 
             "retention.ms": str(_RETENTION_MS),
             "min.insync.replicas": str(max(1, replication - 1)),
             "compression.type": "producer",
-            "max.message.bytes": str(2 * 1024 * 1024),
+            "max.message.bytes": str(message_bytes),
         },
     )
     response = await admin.create_topics([topic])
@@ -89,24 +93,39 @@ async def _create_topic(admin: AIOKafkaAdminClient, name: str, partitions: int, 
 @contextlib.asynccontextmanager
 async def _admin(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=_REQUEST_MS)
-    await admin.start()
     try:
+        await admin.start()
         yield admin
     finally:
         await admin.close()
 
 
-def producer(bootstrap: str) -> aiokafka.AIOKafkaProducer:
-    """An idempotent producer. Throw it away after any error: a batch that failed has spent its sequence number."""
+def producer(bootstrap: str, *, message_bytes: int = _MESSAGE_BYTES) -> aiokafka.AIOKafkaProducer:
+    """An idempotent producer. `discard` it after any error: a batch that failed has spent its sequence number."""
     return aiokafka.AIOKafkaProducer(
         bootstrap_servers=bootstrap,
         enable_idempotence=True,
         acks="all",
         linger_ms=0,
         compression_type="gzip",
-        max_request_size=2 * 1024 * 1024,
+        max_request_size=message_bytes,
         request_timeout_ms=_REQUEST_MS,
     )
+
+
+async def discard(sender: aiokafka.AIOKafkaProducer) -> None:
+    """End a producer at once, with all that it has not delivered.
+
+    `stop` waits until everything is delivered, and when that wait is given up the producer goes on trying in the
+    background for as long as the process lives. What is given up here may still arrive once.
+    """
+    routine = sender._sender.sender_task  # noqa: SLF001 (there is no other way to it)
+    if routine is not None:
+        routine.cancel()
+    sender._message_accumulator.fail_all(ProducerClosed())  # noqa: SLF001 (stop() would leave a task waiting for it)
+    with contextlib.suppress(Exception):
+        await sender.client.close()  # what is under way fails now and not at its timeout
+        await asyncio.wait_for(sender.stop(), _SEND_SECONDS)
 
 
 class EventConsumer:
@@ -121,6 +140,7 @@ class EventConsumer:
         self._group = group
         self._topic = topic
         self._apply = apply
+        self._dead_letters = _DeadLetters(bootstrap, topic=f"{topic}.{group}.dlq", group=group)
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -154,6 +174,7 @@ class EventConsumer:
                 finally:
                     self._idle.set()
         finally:
+            await self._dead_letters.close()
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(consumer.stop(), _SEND_SECONDS)
 
@@ -164,7 +185,7 @@ class EventConsumer:
             try:
                 event = decode(message.headers, message.value)
             except EventError as error:
-                await self._dead_letter(message, str(error))
+                await self._dead_letters.send(message, str(error))
             else:
                 origin[id(event)] = message
                 events.append(event)
@@ -173,7 +194,7 @@ class EventConsumer:
                 try:
                     await self._apply(events)
                 except EventRejected as rejected:
-                    await self._dead_letter(origin[id(rejected.event)], str(rejected))
+                    await self._dead_letters.send(origin[id(rejected.event)], str(rejected))
                     events = [event for event in events if event is not rejected.event]
                 else:
                     break
@@ -200,43 +221,52 @@ class EventConsumer:
         ):
             yield
 
-    async def _dead_letter(self, message: aiokafka.ConsumerRecord, reason: str) -> None:
-        topic = f"{self._topic}.{self._group}.dlq"
+
+class _DeadLetters:
+    """Where a group leaves what it cannot apply. Topic and producer are made for the first one and kept."""
+
+    def __init__(self, bootstrap: str, *, topic: str, group: str) -> None:
+        self._bootstrap = bootstrap
+        self._topic = topic
+        self._group = group
+        self._sender: aiokafka.AIOKafkaProducer | None = None
+
+    async def send(self, message: aiokafka.ConsumerRecord, reason: str) -> None:
+        """Returns once the broker has it. After an exception: `close`."""
         log.error(
             "dead_letter",
-            topic=topic,
+            topic=self._topic,
             partition=message.partition,
             offset=message.offset,
             key=(message.key or b"").decode("utf-8", "replace"),
             reason=reason,
         )
-        await _ensure_dead_letters(self._bootstrap, name=topic, source=message.topic)
-        async with _started(producer(self._bootstrap)) as sender:
-            await asyncio.wait_for(
-                sender.send_and_wait(
-                    topic,
-                    value=message.value,
-                    key=message.key,
-                    headers=[
-                        *message.headers,
-                        ("dlq_reason", reason.encode()),
-                        ("dlq_topic", message.topic.encode()),
-                        ("dlq_partition", str(message.partition).encode()),
-                        ("dlq_offset", str(message.offset).encode()),
-                    ],
-                ),
-                _SEND_SECONDS,
+        async with asyncio.timeout(_SEND_SECONDS):
+            sender = self._sender or await self._open(source=message.topic)
+            await sender.send_and_wait(
+                self._topic,
+                value=message.value or b"",  # a message without key and value cannot be sent
+                key=message.key,
+                headers=[
+                    *((name, content or b"") for name, content in message.headers),
+                    ("dlq_reason", reason.encode()),
+                    ("dlq_topic", message.topic.encode()),
+                    ("dlq_partition", str(message.partition).encode()),
+                    ("dlq_offset", str(message.offset).encode()),
+                ],
             )
         CONSUMED_EVENTS.labels(self._group, "dead_letter").inc()
 
+    async def _open(self, *, source: str) -> aiokafka.AIOKafkaProducer:
+        await _ensure_dead_letters(self._bootstrap, name=self._topic, source=source)
+        self._sender = producer(self._bootstrap, message_bytes=_DEAD_LETTER_BYTES)
+        await self._sender.start()
+        return self._sender
 
-@contextlib.asynccontextmanager
-async def _started(sender: aiokafka.AIOKafkaProducer) -> AsyncIterator[aiokafka.AIOKafkaProducer]:
-    await sender.start()
-    try:
-        yield sender
-    finally:
-        await asyncio.wait_for(sender.stop(), _SEND_SECONDS)
+    async def close(self) -> None:
+        sender, self._sender = self._sender, None
+        if sender is not None:
+            await discard(sender)
 
 
 class _FinishBeforeRevocation(aiokafka.ConsumerRebalanceListener):  # type: ignore[misc]

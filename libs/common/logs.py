@@ -2,8 +2,9 @@
 
 import logging
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
+import msgspec
 import structlog
 from opentelemetry import trace
 
@@ -13,6 +14,10 @@ def _add_trace_id(_logger: object, _method: str, event: structlog.types.EventDic
     if context.is_valid:
         event.setdefault("trace_id", f"{context.trace_id:032x}")
     return event
+
+
+def _encode(event: Any, **_options: Any) -> bytes:
+    return msgspec.json.encode(event, enc_hook=repr)
 
 
 def configure(service: str, *, level: str, log_format: str, stream: TextIO = sys.stdout) -> None:
@@ -26,13 +31,17 @@ def configure(service: str, *, level: str, log_format: str, stream: TextIO = sys
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _add_trace_id,
     ]
-    renderer: structlog.types.Processor = (
-        structlog.processors.JSONRenderer() if log_format == "json" else structlog.dev.ConsoleRenderer()
-    )
+    logger_factory: structlog.BytesLoggerFactory | structlog.PrintLoggerFactory
+    if log_format == "json":
+        renderer: structlog.types.Processor = structlog.processors.JSONRenderer(_encode)
+        logger_factory = structlog.BytesLoggerFactory(stream.buffer)
+    else:
+        renderer = structlog.dev.ConsoleRenderer()
+        logger_factory = structlog.PrintLoggerFactory(stream)
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=logger_factory,
         cache_logger_on_first_use=True,
     )
     formatter = structlog.stdlib.ProcessorFormatter(
@@ -40,7 +49,7 @@ def configure(service: str, *, level: str, log_format: str, stream: TextIO = sys
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
-            renderer,
+            structlog.processors.JSONRenderer() if log_format == "json" else renderer,
         ],
     )
     handler = logging.StreamHandler(stream)

@@ -33,7 +33,7 @@ async def migrate(url: str, folder: Path) -> list[str]:
     """Apply what is missing and return the names applied now. Safe to run from several places at once.
 
     Raises:
-        SchemaError: when an applied migration was changed afterwards, or the database is newer than the code.
+        SchemaError: when an applied migration was changed afterwards.
     """
     connection = await asyncpg.connect(url, timeout=10)
     try:

@@ -35,8 +35,13 @@ UNAVAILABLE_ERRORS = (
     asyncpg.InterfaceError,
 )
 
-_VERB = re.compile(r"\b(insert|update|delete|select)\b", re.IGNORECASE)
-_TABLE = re.compile(r"\b(?:from|into|update)\s+(?:only\s+)?([a-z_]+)", re.IGNORECASE)
+# A write, with the table it goes to ("FOR UPDATE" and "DO UPDATE SET" are none), and what a SELECT reads from (a
+# name before a parenthesis is a function).
+_WRITE = re.compile(
+    r"\b(?:(insert)\s+into|(delete)\s+from|(update))\s+(?:only\s+)?([a-z_]+)(?(3)(?:\s+(?:as\s+)?[a-z_]+)?\s+set\b)",
+    re.IGNORECASE,
+)
+_READ = re.compile(r"\bfrom\s+(?:only\s+)?([a-z_]+)\b(?!\s*\()", re.IGNORECASE)
 
 
 class _QueryMetrics:
@@ -55,15 +60,15 @@ class _QueryMetrics:
 
 
 def statement_labels(sql: str) -> tuple[str, str]:
-    """`(query_type, table)` of a statement: its first data verb (a write wins) and that verb's table."""
-    if sql.startswith("BEGIN"):
-        return "begin", "none"
-    verbs = [verb.lower() for verb in _VERB.findall(sql)]
-    writes = [verb for verb in verbs if verb != "select"]
-    if not verbs:
-        return sql.split(None, 1)[0].lower() if sql.strip() else "none", "none"
-    table = _TABLE.search(sql)
-    return (writes or verbs)[0], table.group(1).lower() if table else "none"
+    """`(query_type, table)` of a statement: its first write, else its first read, and the table of that."""
+    verb = sql.split(None, 1)[0].lower().rstrip(";") if sql.strip() else "none"
+    if verb == "begin":
+        return verb, "none"
+    if write := _WRITE.search(sql):
+        return (write[1] or write[2] or write[3]).lower(), write[4].lower()
+    if read := _READ.search(sql):
+        return "select", read[1].lower()
+    return verb, "none"
 
 
 _metrics = _QueryMetrics()

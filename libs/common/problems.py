@@ -4,6 +4,7 @@ Every code is declared here once, with its status and its title; clients may rel
 """
 
 import http
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,7 @@ CODES: Mapping[str, tuple[int, str]] = {
 }
 
 RETRY_AFTER_SECONDS = 2
+_PLACE = re.compile(r" - at `(?:key` in `)?(\$[^`]*)`$")  # how msgspec ends a complaint about a part of the body
 
 
 class FieldError(msgspec.Struct, frozen=True):
@@ -103,11 +105,14 @@ def unavailable(part: str) -> Problem:
 
 def validation(error: msgspec.ValidationError) -> Problem:
     """Translate msgspec's complaint (`… - at `$.fields[...]``) into 422 with a JSON pointer."""
-    message, _, path = str(error).partition(" - at `")
+    message = str(error)
+    place = _PLACE.search(message)
+    if place:
+        message = message[: place.start()]
     if "matching regex" in message:  # the two patterns of libs/common/models.py, in a reader's words
         blank = r"\\S" in message
         message = f"Must not {'be blank or ' if blank else ''}contain the character U+0000"
-    return Problem("validation_failed", message, errors=[FieldError(_pointer(path.rstrip("`")), message)])
+    return Problem("validation_failed", message, errors=[FieldError(_pointer(place[1]) if place else "", message)])
 
 
 def _pointer(path: str) -> str:
@@ -127,3 +132,5 @@ def decode_body(decoder: "msgspec.json.Decoder[Any]", body: bytes) -> Any:
         raise validation(error) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Problem("malformed_json", str(error)) from error
+    except RecursionError as error:
+        raise Problem("malformed_json", "The body is nested too deeply.") from error

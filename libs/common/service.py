@@ -51,6 +51,10 @@ class Readiness:
         return self.started and not self.draining
 
 
+class StartError(Exception):
+    """The service cannot start; the message says why in one sentence."""
+
+
 READINESS: web.AppKey[Readiness] = web.AppKey("readiness", Readiness)
 
 
@@ -212,13 +216,13 @@ def serve(
     host: str,
     port: int,
 ) -> None:
-    """Run a service until SIGTERM or SIGINT. Exits with 1 and one sentence when its port cannot be had."""
+    """Run a service until SIGTERM or SIGINT. Exits with 1 and one sentence when it cannot start."""
     logs.configure(name, level=settings.log_level, log_format=settings.log_format)
     traces = tracing.configure(name, endpoint=settings.otlp_endpoint, sample_ratio=settings.trace_sample_ratio)
     try:
         uvloop.run(_serve(build_app, host, port, settings.drain_seconds))
-    except OSError as error:
-        sys.exit(f"{name} cannot listen on {host}:{port}: {error.strerror or error}")
+    except StartError as error:
+        sys.exit(f"{name} {error}")
     finally:
         traces.shutdown()
 
@@ -228,12 +232,16 @@ async def _serve(build_app: Callable[[], web.Application], host: str, port: int,
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    app = build_app()
+    app = _built(build_app)
     readiness = app[READINESS]
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
-    await runner.setup()
     try:
-        await web.TCPSite(runner, host, port, backlog=_BACKLOG).start()
+        if not await _set_up(runner, stop):
+            return
+        try:
+            await web.TCPSite(runner, host, port, backlog=_BACKLOG).start()
+        except OSError as error:
+            raise StartError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
         # What was built at start lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -247,3 +255,29 @@ async def _serve(build_app: Callable[[], web.Application], host: str, port: int,
     finally:
         await runner.cleanup()
         log.info("stopped")
+
+
+def _built(build_app: Callable[[], web.Application]) -> web.Application:
+    try:
+        return build_app()
+    except Exception as error:
+        log.exception("start_failed")
+        raise StartError(f"cannot start: {error!r}") from error
+
+
+async def _set_up(runner: web.AppRunner, stop: asyncio.Event) -> bool:
+    """Start what the application needs; False when the service was told to stop while it waited for that."""
+    setup = asyncio.create_task(runner.setup())
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({setup, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not setup.done():
+        setup.cancel()
+        await asyncio.wait({setup})
+        return False
+    try:
+        setup.result()
+    except Exception as error:
+        log.exception("start_failed")
+        raise StartError(f"cannot start: {error}") from error
+    return True

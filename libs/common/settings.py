@@ -6,6 +6,7 @@ unknown variables are collected and reported together, before anything starts.
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -39,10 +40,9 @@ def integer(minimum: int, maximum: int) -> Callable[[str], int]:
     """A whole number within [minimum, maximum]."""
 
     def parse(text: str) -> int:
-        number = int(text)
-        if not minimum <= number <= maximum:
+        if not text.removeprefix("-").isdecimal() or not minimum <= int(text) <= maximum:
             raise ValueError(f"expected a whole number from {minimum} to {maximum}")
-        return number
+        return int(text)
 
     return parse
 
@@ -51,7 +51,10 @@ def number(minimum: float, maximum: float) -> Callable[[str], float]:
     """A number within [minimum, maximum]."""
 
     def parse(text: str) -> float:
-        value = float(text)
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
         if not minimum <= value <= maximum:
             raise ValueError(f"expected a number from {minimum:g} to {maximum:g}")
         return value

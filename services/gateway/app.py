@@ -4,8 +4,11 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from libs.common import background
+from libs.common.cache import readthrough
 from libs.common.cache.readthrough import ReadThroughCache
 from libs.common.identity import Signer
 from libs.common.models import BODY_BYTES
@@ -19,6 +22,7 @@ from services.gateway.routes_session import SessionRoutes
 from services.gateway.routes_tickets import TicketRoutes
 from services.gateway.sessions import SessionStore
 from services.gateway.settings import Settings
+from services.gateway.unicode import refuse_malformed_text
 from services.gateway.upstream import Upstream, client_session
 
 _REDIS_SECONDS = 1.0
@@ -28,10 +32,11 @@ def build_app(settings: Settings) -> web.Application:
     """Build the gateway. Must be called while an event loop runs."""
     app = web.Application(client_max_size=BODY_BYTES)
     add_service_defaults(app)
+    app.middlewares.append(refuse_malformed_text)
 
     http = client_session(settings.upstream_seconds)
     redis = _redis(settings.redis_url)
-    cache_redis = _redis(settings.cache_redis_url)
+    cache_redis = readthrough.connect(settings.cache_redis_url)
     signer = Signer(settings.signing_key)
     tickets = Upstream("tickets", settings.tickets_url, http, signer)
     search = Upstream("search", settings.search_url, http, signer)
@@ -92,4 +97,10 @@ def build_app(settings: Settings) -> web.Application:
 
 
 def _redis(url: str) -> Redis:
-    return Redis.from_url(url, socket_timeout=_REDIS_SECONDS, socket_connect_timeout=_REDIS_SECONDS)
+    # One more try, at once: whoever asks is told to come again rather than kept waiting.
+    return Redis.from_url(
+        url,
+        socket_timeout=_REDIS_SECONDS,
+        socket_connect_timeout=_REDIS_SECONDS,
+        retry=Retry(NoBackoff(), 1),
+    )

@@ -10,11 +10,9 @@ from libs.common.cache.readthrough import Loaded, ReadThroughCache
 from libs.common.consistency import AS_OF_HEADER, HEADER, PRIMARY_HEADER, Position, Requirement
 from libs.common.identity import Principal
 from libs.common.service import LOG_FIELDS
-from services.gateway.forwarding import relayed
+from services.gateway.forwarding import relayed, upstream_path
 from services.gateway.upstream import Answer, Upstream, UpstreamProblem
 
-# For answers that know no position in the write-ahead log: older than every token, newer than none.
-NOWHERE = Position(0, 0)
 _STORED_HEADERS = ("Content-Type", "ETag", "Link")
 
 
@@ -39,11 +37,11 @@ class CachedReads:
         honoured where the upstream knows positions (`consistent`).
 
         Raises:
-            Problem: `invalid_parameter` (400) for a malformed token, and what the upstream call raises.
+            Problem: `invalid_parameter` (400) for a malformed token, 404 as `path_id`, and what `call` raises.
         """
         token = request.headers.get(HEADER) if consistent else None
         need = Position.from_token(token) if token else None
-        path = request.path
+        path = upstream_path(request)
         if request.query_string:
             path += "?" + urlencode(sorted(request.query.items()))
         log_fields = request[LOG_FIELDS]
@@ -68,9 +66,9 @@ class CachedReads:
             return relayed(problem.answer)
         log_fields["cache"] = outcome
         headers = {**entry.headers, "Cache-Control": "private, no-cache", "Relaydesk-Cache": outcome}
-        if entry.consistency != NOWHERE:
+        if entry.consistency is not None:
             headers[HEADER] = entry.consistency.token()
-        if _matches(request.headers.get("If-None-Match"), entry.headers["ETag"]):
+        if _matches(request.headers.getall("If-None-Match", ()), entry.headers["ETag"]):
             del headers["Content-Type"]
             return web.Response(status=304, headers=headers)
         return web.Response(body=entry.body, headers=headers)
@@ -98,14 +96,12 @@ def _loaded(answer: Answer) -> Loaded:
     return Loaded(
         answer.body,
         headers,
-        as_of=Position.from_token(as_of) if as_of else NOWHERE,
-        consistency=Position.from_token(consistency) if consistency else NOWHERE,
+        as_of=Position.from_token(as_of) if as_of else None,
+        consistency=Position.from_token(consistency) if consistency else None,
     )
 
 
-def _matches(if_none_match: str | None, etag: str) -> bool:
-    """RFC 9110, section 13.1.2: weak comparison against a list, or `*`."""
-    if if_none_match is None:
-        return False
-    candidates = [candidate.strip().removeprefix("W/") for candidate in if_none_match.split(",")]
+def _matches(if_none_match: Sequence[str], etag: str) -> bool:
+    """RFC 9110, section 13.1.2: weak comparison against a list, which may take several lines, or `*`."""
+    candidates = [item.strip().removeprefix("W/") for line in if_none_match for item in line.split(",")]
     return "*" in candidates or etag in candidates

@@ -11,7 +11,7 @@ from libs.common.people import RealtimeToken, Session, SignedIn, SignIn, WhoAmI
 from libs.common.problems import Problem, decode_body, unavailable
 from libs.common.service import json_response, read_json_body
 from services.gateway.authentication import Authenticator
-from services.gateway.forwarding import forward, relayed
+from services.gateway.forwarding import forward, path_id, relayed
 from services.gateway.sessions import COOKIE, SessionStore
 from services.gateway.upstream import Upstream
 
@@ -52,8 +52,9 @@ class SessionRoutes:
             return relayed(answer)
         try:
             old = request.cookies.get(COOKIE)
-            if old:
-                await self._sessions.end(old)
+            ended = await self._sessions.end(old) if old else None
+            if ended is not None:
+                await self._authenticator.revoke(str(ended.id))
             token, session = await self._sessions.start(_signed_in.decode(answer.body))
         except (RedisError, OSError) as error:
             raise unavailable("The session store") from error
@@ -100,7 +101,7 @@ class SessionRoutes:
         caller = await self._authenticator.authenticate(request)
         answer = await forward(request, caller.principal, self._tickets)
         if answer.status < 300:
-            await self._authenticator.revoke(request.match_info["key_id"].lower())
+            await self._authenticator.revoke(path_id(request, "key_id"))
         return relayed(answer)
 
     async def realtime_token(self, request: web.Request) -> web.Response:

@@ -4,7 +4,7 @@ from aiohttp import web
 
 from libs.common.cache.tags import search_tag, ticket_tag, tickets_tag
 from services.gateway.authentication import Authenticator
-from services.gateway.forwarding import forward, relayed
+from services.gateway.forwarding import forward, path_id, relayed
 from services.gateway.reads import CachedReads
 from services.gateway.upstream import Upstream
 
@@ -40,13 +40,12 @@ class TicketRoutes:
         answer = await forward(request, principal, self._tickets)
         if answer.status < 300:
             tags = [tickets_tag(principal.organization_id)]
-            ticket_id = request.match_info.get("ticket_id")
-            if ticket_id is not None:
-                tags.append(ticket_tag(ticket_id.lower()))
+            if "ticket_id" in request.match_info:
+                tags.append(ticket_tag(path_id(request, "ticket_id")))
             await self._reads.wrote(tags, answer)
         return relayed(answer)
 
     async def _read_of_ticket(self, request: web.Request, key_type: str) -> web.Response:
         principal = (await self._authenticator.authenticate(request)).principal
-        tags = [ticket_tag(request.match_info["ticket_id"].lower())]
+        tags = [ticket_tag(path_id(request, "ticket_id"))]
         return await self._reads.answer(request, principal, self._tickets, key_type=key_type, tags=tags)

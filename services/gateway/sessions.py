@@ -49,8 +49,10 @@ class SessionStore:
         stored = await self._redis.get(_key(token))
         return self._decoder.decode(stored) if stored else None
 
-    async def end(self, token: str) -> None:
-        await self._redis.delete(_key(token))
+    async def end(self, token: str) -> StoredSession | None:
+        """End the session if there is one; what it was."""
+        stored = await self._redis.getdel(_key(token))
+        return self._decoder.decode(stored) if stored else None
 
 
 def _key(token: str) -> str:

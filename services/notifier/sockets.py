@@ -15,6 +15,7 @@ from socketio.exceptions import ConnectionRefusedError as SocketRefused
 from libs.common.identity import Principal, Verifier
 from libs.common.problems import Problem, unavailable
 from services.notifier.delivery import Delivery
+from services.notifier.engine import MESSAGE_BYTES
 from services.notifier.metrics import SOCKETS
 from services.notifier.revocations import Revocations
 
@@ -23,6 +24,7 @@ EVENT = "notifications"
 UPGRADE_SECONDS = 10.0
 _CLOSE_SECONDS = 10.0
 _PATIENCE_SECONDS = 1.0
+_RECEIVE_SECONDS = 5.0  # more than a subscription waits for Redis
 log = structlog.get_logger()
 
 
@@ -74,7 +76,8 @@ class Sockets:
 
         Raises:
             Problem: `service_unavailable` for a new connection while revocations cannot be read. Clients retry an
-                HTTP error by themselves, a refused CONNECT they do not.
+                HTTP error by themselves, a refused CONNECT they do not. `body_too_large`, `malformed_request`: see
+                `_receive`.
         """
         session = request.query.get("sid")
         if session is None and request.method == "GET":
@@ -91,12 +94,30 @@ class Sockets:
         assert task is not None  # noqa: S101 (a handler runs in a task)
         self._requests.add(task)
         try:
-            response: web.StreamResponse = await self._server.handle_request(request)
+            response: web.StreamResponse = await (
+                self._receive(request) if request.method == "POST" else self._server.handle_request(request)
+            )
         finally:
             self._requests.discard(task)
             if upgrade is not None:
                 upgrade.cancel()
             self._settle(session, upgraded=upgrade is not None)
+        return response
+
+    async def _receive(self, request: web.Request) -> web.StreamResponse:
+        """Take packets from a polling client.
+
+        The engine ends the session of a client that sends what it should not. Then it waits until that client has
+        fetched the goodbye, which may be never; about a session that has ended it raises KeyError or
+        UnboundLocalError.
+        """
+        if (request.content_length or 0) > MESSAGE_BYTES:
+            raise Problem("body_too_large")
+        try:
+            async with asyncio.timeout(_RECEIVE_SECONDS):
+                response: web.StreamResponse = await self._server.handle_request(request)
+        except (TimeoutError, KeyError, UnboundLocalError) as error:
+            raise Problem("malformed_request", "The packets were not accepted.") from error
         return response
 
     def _end_upgrade(self, session: str, request: web.Request) -> None:

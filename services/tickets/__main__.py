@@ -6,12 +6,14 @@ import secrets
 import sys
 from typing import Annotated, Any, TypeVar
 
+import asyncpg
 import msgspec
 import typer
 from aiohttp import web
 
 from libs.common import background, logs, migrations, settings
 from libs.common.models import Role
+from libs.common.postgres import UNAVAILABLE_ERRORS
 from libs.common.service import add_service_defaults, serve
 from services.tickets import people
 from services.tickets.app import build_app
@@ -74,7 +76,7 @@ def migrate_command() -> None:
     url = _load(DatabaseSettings).owner_url
     try:
         applied = asyncio.run(migrations.migrate(url, MIGRATIONS))
-    except (migrations.SchemaError, OSError) as error:
+    except (migrations.SchemaError, *UNAVAILABLE_ERRORS, asyncpg.PostgresError) as error:
         print(f"The migration failed: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_FAILED) from error
     print(f"Applied {', '.join(applied)}." if applied else "The schema is up to date.")
@@ -114,6 +116,9 @@ def provision_command(
     except people.SlugTaken as error:
         print(f"There is an organization {organization!r} already.", file=sys.stderr)
         raise typer.Exit(EXIT_EXISTS) from error
+    except (migrations.SchemaError, *UNAVAILABLE_ERRORS, asyncpg.PostgresError) as error:
+        print(f"The organization was not created: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_FAILED) from error
     print(msgspec.json.encode(made).decode())
 
 

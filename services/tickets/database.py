@@ -78,10 +78,14 @@ class _Server:
             try:
                 await self.refresh()
             except UNAVAILABLE_ERRORS as error:
-                if self.position is not None:
-                    log.warning("database_server_lost", server=self.name, error=repr(error))
-                self.position = None
+                self.lost(error)
             await asyncio.sleep(POLL_SECONDS)
+
+    def lost(self, error: BaseException) -> None:
+        """Nothing is read from it until it answers again."""
+        if self.position is not None:
+            log.warning("database_server_lost", server=self.name, error=repr(error))
+        self.position = None
 
     async def refresh(self) -> Position:
         async with asyncio.timeout(1):
@@ -150,15 +154,30 @@ class Database:
         Raises:
             Problem: `invalid_parameter` for a position that the primary has not reached.
         """
-        server = await self._server_for(requirement)
-        seen = server.position or await server.refresh()
-        if server is self._primary:
-            # A commit record may stand in the log before its transaction is visible; what was *told* before
-            # this position, however, is.
-            seen = seen._replace(lsn=max(0, seen.lsn - 1))
-        as_of = max(seen, requirement.position) if requirement.position else seen
-        async with transaction(server.pool, organization_id=organization_id, read_only=True) as connection:
-            yield Read(connection, seen.timeline, as_of)
+        async with contextlib.AsyncExitStack() as stack:
+            yield await self._begin(stack, organization_id, requirement)
+
+    async def _begin(
+        self, stack: contextlib.AsyncExitStack, organization_id: uuid.UUID, requirement: Requirement
+    ) -> Read:
+        while True:
+            server = await self._server_for(requirement)
+            seen = server.position or await server.refresh()
+            try:
+                connection = await stack.enter_async_context(
+                    transaction(server.pool, organization_id=organization_id, read_only=True)
+                )
+            except UNAVAILABLE_ERRORS as error:
+                if server is self._primary:
+                    raise
+                server.lost(error)
+                continue
+            if server is self._primary:
+                # A commit record may stand in the log before its transaction is visible; what was *told* before
+                # this position, however, is.
+                seen = seen._replace(lsn=max(0, seen.lsn - 1))
+            as_of = max(seen, requirement.position) if requirement.position else seen
+            return Read(connection, seen.timeline, as_of)
 
     async def check(self) -> None:
         """Raise what the driver raises when the primary does not answer within a second."""

@@ -112,6 +112,8 @@ async def provision(
             ]
             key = await _insert_key(write, organization.id, created[0].id, key_name)
     except asyncpg.UniqueViolationError as error:
+        if error.constraint_name != "organizations_slug_key":
+            raise
         raise SlugTaken(slug) from error
     return organization, created, key
 

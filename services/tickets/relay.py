@@ -1,13 +1,17 @@
 """The relay: outbox rows to Kafka, every ticket's events in the order of its versions.
 
 Any number of relays share 64 shards by leases on the database's clock. An owner reads the existing rows of its
-shards by position, sends them with an idempotent producer, awaits every acknowledgement, and deletes them if it
+shards by position, sends a ticket's next version only when the one before is acknowledged, and deletes what is if it
 still owns their shard in the same epoch. A relay that lost a lease and wakes up can only replay: everybody starts
 from the existing rows, so a version is never published for the first time after a newer one. After any send error
 the producer is thrown away and the rows are read again.
+
+An idempotent producer does not keep that order by itself: when its first batch for a partition is refused, the
+broker knows nothing of it and accepts the second.
 """
 
 import asyncio
+import collections
 import contextlib
 import datetime as dt
 import time
@@ -62,6 +66,7 @@ class Relay:
             self._settings.database_url, role=RELAY_ROLE, service="tickets-relay", minimum=1, maximum=3
         )
         try:
+            await self._measure(pool)  # also while Kafka is away
             await kafka.ensure_topic(
                 self._settings.kafka_bootstrap,
                 partitions=self._settings.topic_partitions,
@@ -99,8 +104,8 @@ class Relay:
 
     async def _publish(self, pool: asyncpg.Pool) -> None:
         producer = kafka.producer(self._settings.kafka_bootstrap)
-        await asyncio.wait_for(producer.start(), SEND_SECONDS)
         try:
+            await asyncio.wait_for(producer.start(), SEND_SECONDS)
             async with pool.acquire() as connection:
                 timeline = await store_relay.timeline(connection)
             while True:
@@ -111,8 +116,7 @@ class Relay:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._more.wait(), POLL_SECONDS)
         finally:
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(producer.stop(), 5)
+            await kafka.discard(producer)
 
     async def _send(
         self,
@@ -125,7 +129,12 @@ class Relay:
             rows = await store_relay.select_rows(connection, list(epochs), BATCH_ROWS)
         if not rows:
             return 0
-        acknowledged = await self._acknowledged(producer, rows, timeline)
+        acknowledged: list[int] = []
+        for wave in _waves(rows):
+            told = await self._acknowledged(producer, wave, timeline)
+            acknowledged += told
+            if len(told) < len(wave):
+                break
         if acknowledged:
             async with pool.acquire() as connection:
                 await store_relay.delete_rows(connection, self._id, epochs, acknowledged)
@@ -138,22 +147,16 @@ class Relay:
     async def _acknowledged(
         self, producer: aiokafka.AIOKafkaProducer, rows: Sequence[asyncpg.Record], timeline: int
     ) -> list[int]:
-        """Send `rows` in order and return the positions of the longest prefix that Kafka acknowledged."""
+        """Send `rows`, each of another ticket, and return the positions of those that Kafka acknowledged."""
         futures: list[asyncio.Future[object]] = []
         try:
             async with asyncio.timeout(SEND_SECONDS):
                 for row in rows:
-                    futures.append(await self._send_row(producer, row, timeline))  # noqa: PERF401 (order matters: what was sent must be known when it fails)
-                results = await asyncio.gather(*futures, return_exceptions=True)
+                    futures.append(await self._send_row(producer, row, timeline))  # noqa: PERF401 (what was sent must be known when it fails)
+                await asyncio.gather(*futures, return_exceptions=True)
         except (TimeoutError, aiokafka.errors.KafkaError) as error:
             log.warning("publish_failed", error=repr(error))
-            results = [None if f.done() and not f.cancelled() and f.exception() is None else error for f in futures]
-        positions = []
-        for row, result in zip(rows, results, strict=False):
-            if isinstance(result, BaseException):
-                break
-            positions.append(row["position"])
-        return positions
+        return [row["position"] for row, future in zip(rows, futures, strict=False) if _succeeded(future)]
 
     async def _send_row(
         self, producer: aiokafka.AIOKafkaProducer, row: asyncpg.Record, timeline: int
@@ -178,11 +181,14 @@ class Relay:
 
     async def _observe(self, pool: asyncpg.Pool) -> None:
         while True:
-            async with pool.acquire() as connection:
-                rows, age = await store_relay.backlog(connection)
-            OUTBOX_ROWS.set(rows)
-            OUTBOX_AGE.set(age)
+            await self._measure(pool)
             await asyncio.sleep(RENEW_SECONDS)
+
+    async def _measure(self, pool: asyncpg.Pool) -> None:
+        async with pool.acquire() as connection:
+            rows, age = await store_relay.backlog(connection)
+        OUTBOX_ROWS.set(rows)
+        OUTBOX_AGE.set(age)
 
     async def _leave(self, pool: asyncpg.Pool) -> None:
         SHARDS_OWNED.set(0)
@@ -192,3 +198,20 @@ class Relay:
                 await store_relay.forget_instances(connection, self._id, LEASE)
         self._epochs = {}
         pool.terminate()
+
+
+def _waves(rows: Sequence[asyncpg.Record]) -> list[list[asyncpg.Record]]:
+    """Every ticket's first row, then every ticket's second, and so on."""
+    waves: list[list[asyncpg.Record]] = []
+    seen: dict[uuid.UUID, int] = collections.defaultdict(int)
+    for row in rows:
+        number = seen[row["ticket_id"]]
+        seen[row["ticket_id"]] += 1
+        if number == len(waves):
+            waves.append([])
+        waves[number].append(row)
+    return waves
+
+
+def _succeeded(future: "asyncio.Future[object]") -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None

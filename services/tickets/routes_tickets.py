@@ -1,5 +1,6 @@
 """HTTP of tickets and comments: parse, call, render."""
 
+import re
 import uuid
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ _new_ticket = msgspec.json.Decoder(NewTicket)
 _changes = msgspec.json.Decoder(TicketChanges)
 _new_comment = msgspec.json.Decoder(NewComment)
 _bulk = msgspec.json.Decoder(BulkCreate)
+_VERSION = re.compile(r'"([0-9]{1,18})"')  # a strong entity tag (RFC 9110, section 8.8.3) with one of our versions
 
 
 class TicketRoutes:
@@ -137,10 +139,10 @@ def _expected_version(request: web.Request) -> int:
     text = request.headers.get("If-Match")
     if text is None:
         raise Problem("precondition_required")
-    version = text.strip().removeprefix('"').removesuffix('"')
-    if not (version.isascii() and version.isdigit() and len(version) < 19):
+    match = _VERSION.fullmatch(text.strip())
+    if match is None:
         raise Problem("invalid_parameter", 'If-Match must hold one version in quotes, such as "3".')
-    return int(version)
+    return int(match[1])
 
 
 def _requirement(request: web.Request) -> Requirement:
@@ -161,7 +163,7 @@ def _status(text: str | None) -> Status | None:
 def _limit(text: str | None) -> int:
     if text is None:
         return 25
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:4]) <= tickets.PAGE_LIMIT):
+    if not (text.isascii() and text.isdigit() and len(text) < 5 and 1 <= int(text) <= tickets.PAGE_LIMIT):
         raise Problem("invalid_parameter", f"limit must be a whole number from 1 to {tickets.PAGE_LIMIT}.")
     return int(text)
 

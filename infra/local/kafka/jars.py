@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jgo.maven import MavenContext
-
 from infra.local.errors import LauncherError, from_os_error
 
 LOCK_FILE = Path(__file__).parent / "jgo.lock.toml"
@@ -88,6 +86,8 @@ def fetch(
 
 def _download(jar: Jar, folder: Path, workshop: Path, cancelled: threading.Event) -> None:
     """Download one jar to `workshop` and move it to its place: no reader ever sees half a file."""
+    from jgo.maven import MavenContext  # noqa: PLC0415 (slow to import, and only the first start needs it)
+
     context: Any = MavenContext(repo_cache=workshop)
     target = folder / jar.path
     failure = ""

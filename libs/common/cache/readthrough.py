@@ -1,8 +1,9 @@
 """Read-through: L1, then L2, then one load a key.
 
-Correctness rests on three rules. The stamps of an entry's tags are read before its load. A load that was under way
+Correctness rests on four rules. The stamps of an entry's tags are read before its load. A load that was under way
 when one of its tags was bumped is handed to those who waited for it already, but never kept in L1 and never joined
-by anybody who came after the bump. A reader with a consistency token gets nothing whose `as_of` is older.
+by anybody who came after the bump. A reader with a consistency token gets nothing whose `as_of` is older. A bump that
+Redis did not take is owed: until it is made up for, readers of its tags here ask for its position.
 """
 
 import asyncio
@@ -12,6 +13,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 import structlog
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from libs.common.cache.local import Entry, LocalCache
@@ -20,8 +23,10 @@ from libs.common.consistency import Position, Requirement
 from libs.common.metrics import CACHE_HITS, CACHE_MISSES
 
 _PREFIX = "entry:"
+_REDIS_SECONDS = 1.0
 _RETRY_L2_SECONDS = 1.0
 _SILENCE_SECONDS = 1.0
+_OWED_TAGS = 10_000
 log = structlog.get_logger()
 
 
@@ -30,15 +35,26 @@ class Loaded(msgspec.Struct, frozen=True):
 
     body: bytes
     headers: dict[str, str]
-    as_of: Position
-    consistency: Position
+    as_of: Position | None
+    consistency: Position | None
 
 
 Load = Callable[[Requirement], Awaitable[Loaded]]
 
 
+def connect(url: str) -> Redis:
+    """A client for the cache's Redis: a second for an answer, and no second try.
+
+    Trying again would hold up reads that their source can answer, and would renew the invalidation connection without
+    anybody learning what was missed meanwhile.
+    """
+    return Redis.from_url(
+        url, socket_timeout=_REDIS_SECONDS, socket_connect_timeout=_REDIS_SECONDS, retry=Retry(NoBackoff(), 0)
+    )
+
+
 class _Flight:
-    """A load under way."""
+    """A load under way. Once `overtaken`, its answer may be old: nobody joins it and L1 does not keep it."""
 
     def __init__(self, tags: Sequence[str], need: Position | None) -> None:
         self.tags = frozenset(tags)
@@ -48,7 +64,7 @@ class _Flight:
 
 
 class ReadThroughCache:
-    """The two levels together. `l2` may go away at any time: reads then go to their source."""
+    """The two levels together. `l2` (see `connect`) may go away at any time: reads then go to their source."""
 
     def __init__(self, l2: Redis, *, l1_items: int, l1_seconds: float) -> None:
         self._l2 = l2
@@ -56,6 +72,7 @@ class ReadThroughCache:
         self._l1 = LocalCache(items=l1_items, seconds=l1_seconds)
         self._flights: dict[str, _Flight] = {}
         self._l2_retry_at = 0.0
+        self._owed: dict[str, Position] = {}
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Entry)
 
@@ -76,15 +93,12 @@ class ReadThroughCache:
         Raises:
             Exception: whatever `load` raises; nothing is cached then.
         """
+        need = self._with_owed(need, tags)
         local = self._l1.get(key)
         if local is not None and local.satisfies(need):
             CACHE_HITS.labels("l1", key_type).inc()
             return local, "l1"
-        flight = self._flights.get(key)
-        if flight is None or flight.overtaken or _exceeds(need, flight.need):
-            flight = self._start(key, tags, need, seconds, load)
-        # The load is everybody's: one waiter that goes away must not take it from the others.
-        entry, outcome = await asyncio.shield(flight.task)
+        entry, outcome = await self._fly(key, tags, need, seconds, load)
         if not entry.satisfies(need):
             raise RuntimeError(f"the load of {key} ignored what it must include: {need}")
         if outcome == "miss":
@@ -100,6 +114,7 @@ class ReadThroughCache:
             await self._tags.bump(tags, position)
         except (RedisError, OSError, TimeoutError) as error:
             self._l2_failed(error)
+            self._owe(tags, position)
         self._invalidate_here(tags)
 
     async def listen(self) -> None:
@@ -135,7 +150,6 @@ class ReadThroughCache:
 
     def _stop_listening(self) -> None:
         self._l1.listening = False
-        self._l1.clear()
         self._overtake_all()
 
     def _overtake_all(self) -> None:
@@ -147,6 +161,24 @@ class ReadThroughCache:
         for flight in self._flights.values():
             if not flight.tags.isdisjoint(tags):
                 flight.overtaken = True
+
+    async def _fly(
+        self, key: str, tags: Sequence[str], need: Position | None, seconds: int, load: Load
+    ) -> tuple[Entry, str]:
+        """Join the load under way if it will do, else start one."""
+        failed = False
+        while True:
+            flight = self._flights.get(key)
+            if flight is None or flight.overtaken or _exceeds(need, flight.need) or (failed and flight.need != need):
+                flight = self._start(key, tags, need, seconds, load)
+            try:
+                # The load is everybody's: one waiter that goes away must not take it from the others.
+                return await asyncio.shield(flight.task)
+            except Exception:
+                if flight.need == need:
+                    raise
+                # Perhaps it failed only because somebody else asked too much of it, such as a token from the future.
+                failed = True
 
     def _start(self, key: str, tags: Sequence[str], need: Position | None, seconds: int, load: Load) -> _Flight:
         flight = _Flight(tags, need)
@@ -161,6 +193,9 @@ class ReadThroughCache:
                 if self._flights.get(key) is flight:
                     del self._flights[key]
 
+        replaced = self._flights.get(key)
+        if replaced is not None:
+            replaced.overtaken = True  # no bump will find it any more
         self._flights[key] = flight
         flight.task = asyncio.create_task(fly())
         # With every waiter gone, nobody would look at a failure.
@@ -173,29 +208,54 @@ class ReadThroughCache:
         values: list[TagValue] | None = None
         if time.monotonic() >= self._l2_retry_at:
             try:
-                answer: list[bytes | None] = await self._l2.mget([_PREFIX + key, *map(key_of, tags)])  # type: ignore[assignment]  # decode_responses is off
-                stored, found = answer[0], [value for value in answer[1:] if value is not None]
-                if len(found) < len(tags):
-                    values = await self._tags.open(tags)
-                else:
-                    values = [parse(value) for value in found]
-                if stored is not None:
-                    entry = self._decoder.decode(stored)
-                    if entry.stamps == tuple(v.stamp for v in values) and entry.satisfies(need):
-                        return entry, "l2"
-            except (RedisError, OSError, TimeoutError, msgspec.DecodeError) as error:
+                await self._pay()
+                stored, values = await self._look_up(key, tags)
+                if stored is not None and stored.stamps == tuple(v.stamp for v in values) and stored.satisfies(need):
+                    return stored, "l2"
+            except (RedisError, OSError, TimeoutError) as error:
                 self._l2_failed(error)
-                values = None
         loaded = await load(_requirement(need, values))
         stamps = tuple(v.stamp for v in values) if values is not None else ()
         entry = Entry(loaded.body, loaded.headers, loaded.as_of, loaded.consistency, stamps)
         if values is not None:
             try:
                 await self._l2.set(_PREFIX + key, self._encoder.encode(entry), ex=seconds)
-                await self._tags.settle(tags, values, loaded.consistency)
+                if loaded.consistency is not None:
+                    await self._tags.settle(tags, values, loaded.consistency)
             except (RedisError, OSError, TimeoutError) as error:
                 self._l2_failed(error)
         return entry, "miss"
+
+    async def _look_up(self, key: str, tags: Sequence[str]) -> tuple[Entry | None, list[TagValue]]:
+        """What L2 holds for `key`, valid or not, and the values of its tags now."""
+        answer: list[bytes | None] = await self._l2.mget([_PREFIX + key, *map(key_of, tags)])  # type: ignore[assignment]  # decode_responses is off
+        found = [parse(value) for value in answer[1:] if value is not None]
+        values = found if len(found) == len(tags) else await self._tags.open(tags)
+        try:
+            return self._decoder.decode(answer[0]) if answer[0] is not None else None, values
+        except msgspec.MsgspecError:
+            return None, values  # of another version of this code; what is loaded now takes its place
+
+    def _with_owed(self, need: Position | None, tags: Sequence[str]) -> Position | None:
+        owed = [self._owed[tag] for tag in tags if tag in self._owed] if self._owed else []
+        return max([*owed, need] if need else owed) if owed else need
+
+    def _owe(self, tags: Sequence[str], position: Position) -> None:
+        """Remember a bump that Redis did not take. Beyond the bound the oldest are left to the events."""
+        for tag in tags:
+            self._owed[tag] = max(position, self._owed.pop(tag, position))
+        while len(self._owed) > _OWED_TAGS:
+            del self._owed[next(iter(self._owed))]
+
+    async def _pay(self) -> None:
+        """Make up for owed bumps, all at the highest of their positions."""
+        if not self._owed:
+            return
+        paid = dict(self._owed)
+        await self._tags.bump(tuple(paid), max(paid.values()))
+        for tag, position in paid.items():
+            if self._owed.get(tag) == position:
+                del self._owed[tag]
 
     def _l2_failed(self, error: Exception) -> None:
         self._l2_retry_at = time.monotonic() + _RETRY_L2_SECONDS

@@ -4,8 +4,9 @@ A tag is a pair (stamp, floor). The stamp is fresh at every bump and decides val
 its tags as they were before it was loaded and is valid only while they are unchanged. The floor is the highest
 write-ahead log position behind the tag; a load reads only from servers that have replayed it.
 
-The floor of a tag that was found missing (evicted, flushed) is unknown: `PRIMARY`. It sorts after every position, so
-it survives bumps until a load from the primary has settled it.
+The floor of a tag that was found missing (evicted, flushed) is unknown, also when a bump finds it missing: an earlier
+bump may have had a higher position. It is `PRIMARY` then, and survives bumps until a load from the primary has settled
+it.
 """
 
 import secrets
@@ -25,11 +26,12 @@ _SEPARATOR = "|"
 # KEYS: tags; ARGV: stamp, floor, seconds, channel, message
 _BUMP = """
 for _, key in ipairs(KEYS) do
-  local floor = ARGV[2]
+  local floor = '~'
   local old = redis.call('GET', key)
   if old then
-    local old_floor = string.match(old, '|(.*)$')
-    if old_floor > floor then floor = old_floor end
+    floor = string.match(old, '|(.*)$')
+    -- Redis compares by the locale's collation, so '~' is not left to it.
+    if floor ~= '~' and floor < ARGV[2] then floor = ARGV[2] end
   end
   redis.call('SET', key, ARGV[1] .. '|' .. floor, 'EX', ARGV[3])
 end

@@ -41,11 +41,16 @@ async def test_a_document_follows_its_ticket(documents: Documents, writers: asyn
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.booleans(), max_size=5), st.randoms(use_true_random=False), st.integers(1, 4))
+@given(
+    kinds=st.lists(st.booleans(), max_size=5),
+    order=st.randoms(use_true_random=False),
+    batch=st.integers(1, 4),
+)
 async def test_any_order_with_duplicates_ends_in_the_same_document(
     documents: Documents,
     writers: asyncpg.Pool,
     owner: TicketsOwner,
+    *,
     kinds: list[bool],
     order: random.Random,
     batch: int,

@@ -182,9 +182,9 @@ async def test_ctrl_c_tells_how_far_it_came_and_the_next_run_ends_it(import_file
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:
-        await asyncio.wait_for(platform.held.get(), 30)
+        await asyncio.wait_for(platform.held.get(), 120)
         process.send_signal(signal.SIGINT)
-        out, err = await asyncio.wait_for(process.communicate(), 30)
+        out, err = await asyncio.wait_for(process.communicate(), 120)
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()

@@ -78,9 +78,9 @@ async def test_ctrl_c_leaves_cleanly(platform: StandIn) -> None:
     )  # fmt: skip
     assert process.stderr is not None
     try:
-        assert b"Watching acme" in await asyncio.wait_for(process.stderr.readline(), 30)
+        assert b"Watching acme" in await asyncio.wait_for(process.stderr.readline(), 120)
         process.send_signal(signal.SIGINT)
-        _, err = await asyncio.wait_for(process.communicate(), 30)
+        _, err = await asyncio.wait_for(process.communicate(), 120)
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()

@@ -29,7 +29,7 @@ EXPECTED = {
         "GATEWAY_SEARCH_URL": "http://127.0.0.1:8083",
         "GATEWAY_NOTIFIER_URL": "http://127.0.0.1:8082",
         "GATEWAY_NOTIFIER_PUBLIC_URL": "http://127.0.0.1:8082",
-        "GATEWAY_ALLOWED_ORIGINS": "",
+        "GATEWAY_COOKIE_SECURE": "false",
         "REDIS_URL": "redis://durable",
         "CACHE_REDIS_URL": "redis://cache",
     },

@@ -1,0 +1,114 @@
+"""Creating a ticket through the gateway beside the same insert by bare asyncpg.
+
+The baseline has the same role, transaction, round trips and statements, and as many writers in as many organizations
+(an organization's creations wait for one another: numbers have no gaps); it lacks HTTP, authentication, validation
+and the encoding of events.
+"""
+
+import asyncio
+import datetime as dt
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import asyncpg
+import msgspec
+
+from infra.local.stack import Stack
+from libs.common.postgres import create_pool, transaction_on
+from services.tickets.database import APP_ROLE, SERVER_POSITION
+from services.tickets.store_tickets import INSERT_TICKET, NEXT_NUMBER
+from tests.bench.figures import CONNECTIONS, Figure, Load, wrk
+from tests.support.platform import Tenant
+
+ORGANIZATIONS = 8
+TITLE = "The printer on the second floor burns"
+DESCRIPTION = "Since this morning there is smoke from tray two. " * 6
+
+# wrk takes one set of headers from the command line, so the keys of the organizations take turns in a script.
+SCRIPT = """
+local keys = {%s}
+local turn = 0
+request = function()
+  turn = turn %% #keys + 1
+  return wrk.format("POST", "/api/tickets",
+    {["Authorization"] = "Bearer " .. keys[turn], ["Content-Type"] = "application/json"}, [==[%s]==])
+end
+"""
+
+
+async def measure(stack: Stack, tenants: Sequence[Tenant], seconds: float) -> list[Figure]:
+    body = msgspec.json.encode({"title": TITLE, "description": DESCRIPTION, "priority": "high"}).decode()
+    keys = ", ".join(f'"{tenant.key}"' for tenant in tenants)
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
+        file.write(SCRIPT % (keys, body))
+        file.flush()
+        ours = await wrk(stack.service_url("gateway"), seconds, script=Path(file.name))
+    bare = await _bare(stack, tenants, seconds)
+    name = "the same statements by asyncpg"
+    return [
+        Figure("create a ticket through the gateway", ours.rate, bare.rate, name, "requests/s"),
+        Figure("create a ticket: P50 at the client", ours.p50, bare.p50, name, "ms"),
+        Figure("create a ticket: P99 at the client", ours.p99, bare.p99, name, "ms"),
+    ]
+
+
+async def _bare(stack: Stack, tenants: Sequence[Tenant], seconds: float) -> Load:
+    pool = await create_pool(
+        stack.tickets_database_url, role=APP_ROLE, service="bench", minimum=CONNECTIONS, maximum=CONNECTIONS
+    )
+    durations: list[float] = []
+    deadline = time.monotonic() + seconds
+
+    async def writer(tenant: Tenant) -> None:
+        organization_id = uuid.UUID(tenant.organization_id)
+        user_id = uuid.UUID(tenant.users[0]["id"])
+        async with pool.acquire() as connection:
+            while time.monotonic() < deadline:
+                started = time.perf_counter()
+                await _insert(connection, organization_id, user_id)
+                durations.append((time.perf_counter() - started) * 1000)
+
+    try:
+        await asyncio.gather(*(writer(tenants[n % len(tenants)]) for n in range(CONNECTIONS)))
+    finally:
+        await pool.close()
+    durations.sort()
+    count = len(durations)
+    return Load(count / seconds, durations[count // 2], durations[int(count * 0.99)])
+
+
+async def _insert(connection: asyncpg.Connection, organization_id: uuid.UUID, user_id: uuid.UUID) -> None:
+    async with transaction_on(connection, organization_id=organization_id):
+        drawn = await connection.fetchrow(NEXT_NUMBER, organization_id)
+        await connection.execute(
+            INSERT_TICKET,
+            *(organization_id, drawn["ticket_id"], drawn["number"], TITLE, DESCRIPTION, 1, 3, user_id),
+            *(None, "{}", dt.datetime.now(dt.UTC), drawn["ticket_id"].int % 64, drawn["event_id"]),
+            *("ticket.created.v1", _event(drawn, organization_id, user_id), None),
+        )
+    await connection.fetchrow(SERVER_POSITION)
+
+
+def _event(drawn: asyncpg.Record, organization_id: uuid.UUID, user_id: uuid.UUID) -> bytes:
+    """A value the relay and the consumers take, for they run beside the baseline as well."""
+    ticket = {
+        "id": drawn["ticket_id"],
+        "number": drawn["number"],
+        "organization_id": organization_id,
+        "title": TITLE,
+        "description": DESCRIPTION,
+        "status": "open",
+        "priority": "high",
+        "user_id": user_id,
+        "assigned_to": None,
+        "external_id": None,
+        "fields": {},
+        "version": 1,
+        "created_at": drawn["at"],
+        "updated_at": drawn["at"],
+    }
+    actor = {"id": user_id, "kind": "service", "name": "bench"}
+    return msgspec.json.encode({"ticket": ticket, "changed": [], "actor": actor})

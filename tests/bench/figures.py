@@ -1,0 +1,52 @@
+"""What a benchmark hands over, and the load generator."""
+
+import asyncio
+import re
+from pathlib import Path
+
+import msgspec
+
+_RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
+_PERCENTILE = re.compile(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s)$", re.MULTILINE)
+_REFUSED = re.compile(r"Non-2xx or 3xx responses: (\d+)|Socket errors: (.*)")
+_MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
+CONNECTIONS = 16
+
+
+class Figure(msgspec.Struct, frozen=True):
+    """One measurement beside its baseline, taken in the same run."""
+
+    what: str
+    ours: float
+    baseline: float
+    baseline_name: str
+    unit: str
+
+
+class Load(msgspec.Struct, frozen=True):
+    """`rate` in requests per second, latencies in milliseconds at the client."""
+
+    rate: float
+    p50: float
+    p99: float
+
+
+async def wrk(url: str, seconds: float, *, headers: dict[str, str] | None = None, script: Path | None = None) -> Load:
+    """Load `url` (on loopback) for `seconds` over 16 connections from one thread.
+
+    Raises:
+        RuntimeError: when a request failed, for a figure of failures says nothing.
+    """
+    arguments = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "--latency"]
+    for name, value in (headers or {}).items():
+        arguments += ["-H", f"{name}: {value}"]
+    if script is not None:
+        arguments += ["-s", str(script)]
+    process = await asyncio.create_subprocess_exec(*arguments, url, stdout=asyncio.subprocess.PIPE)
+    out, _err = await process.communicate()
+    text = out.decode()
+    rate = _RATE.search(text)
+    if process.returncode != 0 or rate is None or _REFUSED.search(text):
+        raise RuntimeError(f"wrk could not measure {url}:\n{text}")
+    latency = {p: float(value) * _MILLISECONDS[unit] for p, value, unit in _PERCENTILE.findall(text)}
+    return Load(float(rate[1]), latency["50"], latency["99"])

@@ -1,0 +1,128 @@
+"""Background loops outlive failures and end when they are told to."""
+
+import asyncio
+
+import pytest
+
+from libs.common import background
+from libs.common.metrics import BACKGROUND_FAILURES
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "_FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(background, "_LONGEST_PAUSE_SECONDS", 0.0)
+
+
+def failures(name: str) -> float:
+    value: float = BACKGROUND_FAILURES.labels(name)._value.get()
+    return value
+
+
+async def test_what_fails_is_started_again_and_counted() -> None:
+    runs = 0
+
+    async def fails_twice() -> None:
+        nonlocal runs
+        runs += 1
+        if runs < 3:
+            raise ConnectionError
+
+    await background.keep_running("twice", fails_twice)
+    assert (runs, failures("twice")) == (3, 2)
+
+
+async def test_what_ends_is_not_started_again() -> None:
+    runs = 0
+
+    async def ends() -> None:
+        nonlocal runs
+        runs += 1
+
+    await background.keep_running("once", ends)
+    assert (runs, failures("once")) == (1, 0)
+
+
+async def test_it_runs_while_the_block_lasts_and_has_ended_after_it() -> None:
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)  # cleaning up takes a moment
+            ended.set()
+
+    async with background.running("work", work):
+        await started.wait()
+        assert not ended.is_set()
+    assert ended.is_set()
+
+
+async def test_a_clean_up_that_fails_does_not_bring_cancelled_work_back() -> None:
+    runs = 0
+    started = asyncio.Event()
+
+    async def work() -> None:
+        nonlocal runs
+        runs += 1
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ConnectionError("the server is away")
+
+    async with asyncio.timeout(5):
+        async with background.running("unclean", work):
+            await started.wait()
+    assert runs == 1
+
+
+async def test_a_timeout_inside_the_work_is_a_failure_and_no_cancellation() -> None:
+    runs = 0
+
+    async def times_out_once() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            async with asyncio.timeout(0):
+                await asyncio.Event().wait()
+
+    await background.keep_running("timeout", times_out_once)
+    assert runs == 2
+
+
+async def test_cancelling_in_a_pause_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "_FIRST_PAUSE_SECONDS", 3600.0)
+    monkeypatch.setattr(background, "_LONGEST_PAUSE_SECONDS", 3600.0)
+    failed = asyncio.Event()
+
+    async def fails() -> None:
+        failed.set()
+        raise ConnectionError
+
+    async with asyncio.timeout(5):
+        async with background.running("pausing", fails):
+            await failed.wait()
+
+
+async def test_waiting_patiently_returns_what_came_at_last() -> None:
+    tries = 0
+
+    async def connect() -> str:
+        nonlocal tries
+        tries += 1
+        if tries < 4:
+            raise OSError("refused")
+        return "connected"
+
+    assert await background.patiently("the database", connect) == "connected"
+
+
+async def test_patience_ends_with_the_last_error() -> None:
+    async def connect() -> str:
+        raise OSError("refused")
+
+    with pytest.raises(OSError, match="refused"):
+        await background.patiently("the database", connect, seconds=0)

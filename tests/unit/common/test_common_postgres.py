@@ -1,0 +1,96 @@
+"""What `db_query_duration_ms` calls each of our statements."""
+
+import pytest
+
+from libs.common.postgres import statement_labels
+from services.search import store as store_search
+from services.tickets import database, store_people, store_relay, store_tickets
+
+EXPECTED = {
+    store_tickets: {
+        "NEXT_NUMBER": ("update", "organizations"),
+        "INSERT_TICKET": ("insert", "tickets"),
+        "LOCK_NUMBERS": ("select", "organizations"),
+        "KNOWN_EXTERNAL_IDS": ("select", "tickets"),
+        "NEW_IDS": ("select", "none"),
+        "INSERT_TICKETS": ("update", "organizations"),
+        "SELECT_TICKET": ("select", "tickets"),
+        "LOCK_TICKET": ("select", "tickets"),
+        "UPDATE_TICKET": ("update", "tickets"),
+        "INSERT_COMMENT": ("update", "tickets"),
+        "SELECT_COMMENTS": ("select", "comments"),
+        "LIST_TICKETS": ("select", "tickets"),
+        "LIST_TICKETS_BY_STATUS": ("select", "tickets"),
+        "NEW_ID_AND_TIME": ("select", "none"),
+    },
+    store_people: {
+        "SELECT_CREDENTIAL": ("select", "organizations"),
+        "SELECT_KEY_OWNER": ("select", "api_keys"),
+        "INSERT_KEY": ("insert", "api_keys"),
+        "SELECT_KEYS": ("select", "api_keys"),
+        "REVOKE_KEY": ("update", "api_keys"),
+        "INSERT_ORGANIZATION": ("insert", "organizations"),
+        "INSERT_USER": ("insert", "users"),
+        "INSERT_CREDENTIAL": ("insert", "credentials"),
+    },
+    store_relay: {
+        "HEARTBEAT": ("insert", "relay_instances"),
+        "FORGET_INSTANCES": ("delete", "relay_instances"),
+        "COUNT_INSTANCES": ("select", "relay_instances"),
+        "RENEW_LEASES": ("update", "relay_shards"),
+        "CLAIM_LEASES": ("update", "relay_shards"),
+        "RELEASE_LEASES": ("update", "relay_shards"),
+        "SELECT_ROWS": ("select", "outbox"),
+        "DELETE_ROWS": ("delete", "outbox"),
+        "BACKLOG": ("select", "outbox"),
+        "TIMELINE": ("select", "none"),
+    },
+    database: {"SERVER_POSITION": ("select", "none"), "READ_POSITION": ("select", "none")},
+}
+CASES = [(module, name, labels) for module, names in EXPECTED.items() for name, labels in names.items()]
+
+
+def statements(module: object) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name.isupper() and not name.startswith("_") and isinstance(value, str) and " " in value
+    }
+
+
+@pytest.mark.parametrize(("module", "name", "labels"), CASES, ids=[name for _module, name, _labels in CASES])
+def test_a_statement_is_labelled_with_what_it_does_and_where(
+    module: object, name: str, labels: tuple[str, str]
+) -> None:
+    assert statement_labels(statements(module)[name]) == labels
+
+
+@pytest.mark.parametrize("module", EXPECTED)
+def test_every_statement_of_the_stores_is_in_the_table(module: object) -> None:
+    assert statements(module).keys() == EXPECTED[module].keys()  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("name", "sql"), statements(store_search).items())
+def test_the_search_services_statements_name_a_table_of_theirs(name: str, sql: str) -> None:
+    verb, table = statement_labels(sql)
+    assert verb in {"select", "insert", "update", "delete"}, name
+    assert f" {table}" in sql.lower() or table == "none", name
+
+
+@pytest.mark.parametrize(
+    ("sql", "labels"),
+    [
+        ("BEGIN", ("begin", "none")),
+        ("BEGIN READ ONLY; SELECT set_config('a', 'b', true)", ("begin", "none")),
+        ("COMMIT", ("commit", "none")),
+        ("", ("none", "none")),
+        ("SELECT 1", ("select", "none")),
+        ("select a from b for update skip locked", ("select", "b")),
+        ("INSERT INTO a VALUES (1) ON CONFLICT DO UPDATE SET x = 1", ("insert", "a")),
+        ("WITH old AS (SELECT x FROM b) INSERT INTO a SELECT x FROM old", ("insert", "a")),
+        ("WITH old AS (SELECT x FROM b) UPDATE a AS t SET x = 1", ("update", "a")),
+        ("SELECT extract(epoch FROM now()) FROM a", ("select", "a")),
+    ],
+)
+def test_the_first_write_wins_over_reads(sql: str, labels: tuple[str, str]) -> None:
+    assert statement_labels(sql) == labels
