@@ -1,35 +1,20 @@
 """`python -m services.gateway`: serve, openapi."""
 
-import os
-import sys
-
 import msgspec
-import typer
 
-from libs.common import settings
+from libs.common.commands import command_group, load_settings
 from libs.common.service import serve
 from services.gateway import openapi
 from services.gateway.app import build_app
-from services.gateway.settings import PREFIX, Settings
+from services.gateway.settings import Settings
 
-EXIT_SETTINGS = 2
-
-commands = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="The gateway: what API clients and browsers talk to. Settings come from the environment.",
-)
+commands = command_group("The gateway: what API clients and browsers talk to.")
 
 
 @commands.command("serve")
 def serve_command() -> None:
     """Serve the public API."""
-    try:
-        loaded = settings.load(Settings, os.environ, prefix=PREFIX)
-    except settings.SettingsError as error:
-        print(f"The gateway cannot start:\n{error}", file=sys.stderr)
-        raise typer.Exit(EXIT_SETTINGS) from error
+    loaded = load_settings(Settings, service="gateway")
     serve("gateway", lambda: build_app(loaded), loaded, host=loaded.host, port=loaded.port)
 
 

@@ -1,33 +1,19 @@
-"""`python -m services.notifier serve`."""
+"""`python -m services.notifier`: serve."""
 
-import functools
-import os
-import sys
-
-import typer
-
-from libs.common.service import serve as run_service
-from libs.common.settings import SettingsError, load
+from libs.common.commands import command_group, load_settings
+from libs.common.service import serve
 from services.notifier.app import NAME, build_app
 from services.notifier.settings import Settings
 
-cli = typer.Typer(no_args_is_help=True, add_completion=False)
+commands = command_group("The notifier: ticket events to Socket.IO clients.")
 
 
-@cli.callback()
-def main() -> None:
-    """Real time: ticket events to Socket.IO clients."""
-
-
-@cli.command()
-def serve() -> None:
-    """Serve until SIGTERM."""
-    try:
-        settings = load(Settings, os.environ, prefix="NOTIFIER_")
-    except SettingsError as error:
-        sys.exit(str(error))
-    run_service(NAME, functools.partial(build_app, settings), settings, host=settings.host, port=settings.port)
+@commands.command("serve")
+def serve_command() -> None:
+    """Serve Socket.IO and announce events."""
+    loaded = load_settings(Settings, service=NAME)
+    serve(NAME, lambda: build_app(loaded), loaded, host=loaded.host, port=loaded.port)
 
 
 if __name__ == "__main__":
-    cli()
+    commands()

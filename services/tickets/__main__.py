@@ -1,17 +1,17 @@
 """`python -m services.tickets`: serve, relay, migrate, provision."""
 
 import asyncio
-import os
 import secrets
 import sys
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import asyncpg
 import msgspec
 import typer
 from aiohttp import web
 
-from libs.common import background, logs, migrations, settings
+from libs.common import background, logs, migrations
+from libs.common.commands import EXIT_FAILED, command_group, load_settings, migrate
 from libs.common.models import Role
 from libs.common.postgres import UNAVAILABLE_ERRORS
 from libs.common.service import add_service_defaults, serve
@@ -20,40 +20,24 @@ from services.tickets.app import build_app
 from services.tickets.database import Database
 from services.tickets.paths import MIGRATIONS
 from services.tickets.relay import Relay
-from services.tickets.settings import PREFIX, DatabaseSettings, Settings
+from services.tickets.settings import DatabaseSettings, Settings
 
-S = TypeVar("S")
-EXIT_SETTINGS = 2
-EXIT_FAILED = 3
 EXIT_EXISTS = 4
 
-commands = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="The tickets service: the system of record. Settings come from the environment (docs/configuration.md).",
-)
-
-
-def _load(settings_type: type[S]) -> S:
-    try:
-        return settings.load(settings_type, os.environ, prefix=PREFIX)
-    except settings.SettingsError as error:
-        print(f"The tickets service cannot start:\n{error}", file=sys.stderr)
-        raise typer.Exit(EXIT_SETTINGS) from error
+commands = command_group("The tickets service: the system of record.")
 
 
 @commands.command("serve")
 def serve_command() -> None:
     """Serve HTTP (and relay events, unless TICKETS_RELAY_EMBEDDED=false)."""
-    loaded = _load(Settings)
+    loaded = load_settings(Settings, service="tickets")
     serve("tickets", lambda: build_app(loaded), loaded, host=loaded.host, port=loaded.port)
 
 
 @commands.command("relay")
 def relay_command() -> None:
     """Publish the outbox to Kafka and nothing else. As many relays as you like share the work."""
-    loaded = _load(Settings)
+    loaded = load_settings(Settings, service="tickets")
 
     def build_relay_app() -> web.Application:
         app = web.Application()
@@ -73,13 +57,7 @@ def relay_command() -> None:
 @commands.command("migrate")
 def migrate_command() -> None:
     """Bring the database's schema up to this version. Safe to run again."""
-    url = _load(DatabaseSettings).owner_url
-    try:
-        applied = asyncio.run(migrations.migrate(url, MIGRATIONS))
-    except (migrations.SchemaError, *UNAVAILABLE_ERRORS, asyncpg.PostgresError) as error:
-        print(f"The migration failed: {error}", file=sys.stderr)
-        raise typer.Exit(EXIT_FAILED) from error
-    print(f"Applied {', '.join(applied)}." if applied else "The schema is up to date.")
+    migrate(load_settings(DatabaseSettings, service="tickets").owner_url, MIGRATIONS)
 
 
 @commands.command("provision")
@@ -93,7 +71,7 @@ def provision_command(
 
     Prints one JSON object with the credentials, which are told this once. Exits with 4 when the slug is taken.
     """
-    loaded = _load(DatabaseSettings)
+    loaded = load_settings(DatabaseSettings, service="tickets")
     logs.configure("tickets", level="warning", log_format="console", stream=sys.stderr)  # stdout is for the JSON
     new_users = [_new_user(text) for text in user]
 

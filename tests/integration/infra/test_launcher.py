@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.local.account import is_root
+from infra.local.account import data_folder, is_root
 from infra.local.ports import HOST, any_free
 from infra.local.stack import remove_stack
 
@@ -29,6 +29,7 @@ class Launcher:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.ports = any_free()
+        self.pid = 0
         self.environ = os.environ | {name: str(port) for name, port in self.ports.items()}
         self.environ["KAFKA_BOOTSTRAP_SERVERS"] = "127.0.0.1:1"
         self._output = root.parent / "output"
@@ -58,6 +59,7 @@ class Launcher:
                 stderr=subprocess.STDOUT,
             )
         self._started.append(started)
+        self.pid = started.pid
         return started
 
     def up(self) -> subprocess.Popen[bytes]:
@@ -80,6 +82,16 @@ class Launcher:
             with contextlib.suppress(psutil.NoSuchProcess, TypeError):
                 process = psutil.Process(part["pid"])
                 found += [process, *process.children(recursive=True)]
+        return found
+
+    def left(self) -> list[psutil.Process]:
+        """Processes that work in a folder of this stack, whoever started them."""
+        folders = (str(self.root), str(data_folder(self.root)))
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.cwd().startswith(folders):
+                    found.append(process)
         return found
 
     def wait_for(self, check: Callable[[], object]) -> None:
@@ -106,6 +118,17 @@ def launcher(tmp_path: Path) -> Iterator[Launcher]:
         launcher.close()
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """A stack that runs, for tests that leave it running."""
+    launcher = Launcher(tmp_path_factory.mktemp("a folder") / "with spaces")
+    try:
+        launcher.up()
+        yield launcher
+    finally:
+        launcher.close()
+
+
 def gone(processes: list[psutil.Process]) -> bool:
     return not [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
@@ -118,7 +141,7 @@ def one_sentence(result: subprocess.CompletedProcess[str]) -> str:
     return result.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_stops_everything_in_order(launcher: Launcher, number: signal.Signals) -> None:
     started = launcher.up()
     processes = launcher.processes()
@@ -147,10 +170,10 @@ def test_nothing_outlives_a_launcher_that_was_killed_and_the_next_start_succeeds
 def test_a_launcher_that_is_killed_while_it_starts_leaves_nothing(launcher: Launcher) -> None:
     started = launcher.begin()
     launcher.wait_for(lambda: "postgres: starting" in launcher.output())
-    mine = psutil.Process(started.pid).children(recursive=True)
+    assert launcher.left()
     started.kill()
     started.wait()
-    launcher.wait_for(lambda: gone(mine))
+    launcher.wait_for(lambda: not launcher.left())
 
 
 def test_frozen_parts_that_outlived_their_launcher_are_ended_by_the_next_start(launcher: Launcher) -> None:
@@ -173,12 +196,10 @@ def test_a_busy_port_is_one_sentence_and_leaves_nothing(launcher: Launcher) -> N
     with socket.socket() as holder:
         holder.bind((HOST, launcher.ports["REDIS_PORT"]))
         holder.listen()
-        before = {process.pid for process in psutil.process_iter()}
         sentence = one_sentence(launcher.call("up", "--servers-only"))
         assert f"Port {launcher.ports['REDIS_PORT']}, which redis needs, is in use by" in sentence
         assert "REDIS_PORT=" in sentence
-    left = [process for process in psutil.process_iter() if process.pid not in before]
-    assert not [process for process in left if process.name() in {"postgres", "redis-server"}]
+    assert not launcher.left()
 
 
 def test_a_server_that_cannot_start_is_one_sentence_with_its_log(launcher: Launcher) -> None:
@@ -190,10 +211,9 @@ def test_a_server_that_cannot_start_is_one_sentence_with_its_log(launcher: Launc
     assert str(launcher.root / "logs/redis.log") in sentence
 
 
-def test_a_second_launcher_in_the_same_folder_is_one_sentence(launcher: Launcher) -> None:
-    started = launcher.up()
-    assert f"(pid {started.pid})" in one_sentence(launcher.call("up"))
-    assert started.poll() is None
+def test_a_second_launcher_in_the_same_folder_is_one_sentence(running: Launcher) -> None:
+    assert f"(pid {running.pid})" in one_sentence(running.call("up"))
+    assert running.call("status").returncode == 0
 
 
 @pytest.mark.skipif(is_root(), reason="root may write everywhere")
@@ -211,15 +231,14 @@ def test_a_file_where_the_folder_should_be_is_one_sentence(launcher: Launcher) -
     launcher.root.unlink()
 
 
-def test_a_crashed_server_is_named_and_started_again(launcher: Launcher) -> None:
-    launcher.up()
-    pid = launcher.parts()["redis"]["pid"]
+def test_a_crashed_server_is_named_and_started_again(running: Launcher) -> None:
+    pid = running.parts()["redis"]["pid"]
     os.kill(pid, signal.SIGKILL)
-    launcher.wait_for(lambda: "redis is ready again." in launcher.output())
-    said = next(line for line in launcher.output().splitlines() if line.startswith("redis ended"))
+    running.wait_for(lambda: "redis is ready again." in running.output())
+    said = next(line for line in running.output().splitlines() if line.startswith("redis ended"))
     assert "signal SIGKILL" in said
-    assert str(launcher.root / "logs/redis.log") in said
-    assert launcher.parts()["redis"]["pid"] != pid
+    assert str(running.root / "logs/redis.log") in said
+    assert running.parts()["redis"]["pid"] != pid
 
 
 def test_a_server_that_crashes_again_and_again_ends_the_stack(launcher: Launcher) -> None:
@@ -233,10 +252,8 @@ def test_a_server_that_crashes_again_and_again_ends_the_stack(launcher: Launcher
     assert gone(processes)
 
 
-def test_status_shows_what_runs_and_what_is_external(launcher: Launcher) -> None:
-    assert launcher.call("status").returncode == 3
-    launcher.up()
-    shown = launcher.call("status", "--json")
+def test_status_shows_what_runs_and_what_is_external(running: Launcher) -> None:
+    shown = running.call("status", "--json")
     assert shown.returncode == 0
     content = json.loads(shown.stdout)
     assert content["running"] is True
@@ -245,52 +262,54 @@ def test_status_shows_what_runs_and_what_is_external(launcher: Launcher) -> None
     for name, part in content["parts"].items():
         assert part["state"] == "ready", name
         assert psutil.pid_exists(part["pid"])
-    assert content["parts"]["postgres"]["port"] == launcher.ports["POSTGRES_PORT"]
-    assert launcher.call("status").stdout.count("ready") == 4
+    assert content["parts"]["postgres"]["port"] == running.ports["POSTGRES_PORT"]
+    assert running.call("status").stdout.count("ready") == 4
 
 
-def test_stop_returns_when_everything_is_gone(launcher: Launcher) -> None:
-    started = launcher.up()
-    processes = launcher.processes()
-    result = launcher.call("stop")
-    assert result.returncode == 0
-    assert gone(processes)
-    assert started.wait(1) == 0
-    assert "nothing was running" in launcher.call("stop").stdout
-
-
-def test_clean_refuses_while_the_stack_runs_and_removes_everything_after(launcher: Launcher) -> None:
-    launcher.up()
-    assert "stop it first" in one_sentence(launcher.call("clean"))
-    launcher.call("stop")
-    assert launcher.call("clean").returncode == 0
-    assert not launcher.root.exists()
-
-
-def test_logs_come_with_the_name_of_their_part(launcher: Launcher) -> None:
-    assert "There are no logs" in one_sentence(launcher.call("logs", "--no-follow"))
-    launcher.up()
-    everything = launcher.call("logs", "--no-follow").stdout
+def test_logs_come_with_the_name_of_their_part(running: Launcher) -> None:
+    everything = running.call("logs", "--no-follow").stdout
     assert any(line.startswith("redis ") and "Ready to accept" in line for line in everything.splitlines())
-    only = launcher.call("logs", "--no-follow", "postgres").stdout
+    only = running.call("logs", "--no-follow", "postgres").stdout
     assert only
     assert all(line.startswith("postgres ") for line in only.splitlines())
-    assert "there are logs of" in one_sentence(launcher.call("logs", "--no-follow", "zebra"))
+    assert "there are logs of" in one_sentence(running.call("logs", "--no-follow", "zebra"))
 
 
-def test_logs_go_on_with_new_lines(launcher: Launcher) -> None:
-    launcher.up()
+def test_logs_go_on_with_new_lines(running: Launcher) -> None:
     reader = subprocess.Popen(
-        launcher.argv("logs", "redis"), cwd=CHECKOUT, env=launcher.environ, stdout=subprocess.PIPE, text=True
+        running.argv("logs", "cache-redis"),
+        cwd=CHECKOUT,
+        env=running.environ,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert reader.stdout
     try:
-        log = launcher.root / "logs/redis.log"
         while "Ready to accept" not in reader.stdout.readline():
             pass
-        with log.open("a") as file:
+        with (running.root / "logs/cache-redis.log").open("a") as file:
             file.write("a new line\n")
-        assert reader.stdout.readline().split() == ["redis", "a", "new", "line"]
+        assert reader.stdout.readline().split() == ["cache-redis", "a", "new", "line"]
     finally:
         reader.send_signal(signal.SIGINT)
         assert reader.wait(10) == 0
+
+
+def test_clean_refuses_while_the_stack_runs(running: Launcher) -> None:
+    assert "stop it first" in one_sentence(running.call("clean"))
+    assert running.call("status").returncode == 0
+
+
+def test_stop_returns_when_everything_is_gone_and_clean_removes_the_data(launcher: Launcher) -> None:
+    assert "There are no logs" in one_sentence(launcher.call("logs", "--no-follow"))
+    assert launcher.call("status").returncode == 3
+    started = launcher.up()
+    processes = launcher.processes()
+    assert launcher.call("stop").returncode == 0
+    assert gone(processes)
+    assert started.wait(1) == 0
+    assert "nothing was running" in launcher.call("stop").stdout
+    assert launcher.call("status").returncode == 3
+    assert launcher.call("clean").returncode == 0
+    assert not launcher.root.exists()
+    assert not data_folder(launcher.root).exists()
