@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 LAUNCHER := $(PYTHON) -m infra.local
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap installed run stop status logs clean check test bench format
+.PHONY: help bootstrap installed run stop status logs clean check test soak bench format
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ check: bootstrap ## Format, lint, strict types, import boundaries, unit tests: n
 
 test: check ## Everything: check, then contract, integration, fault and end-to-end tests on real servers
 	@$(PYTHON) -m pytest tests --ignore tests/unit
+
+soak: bootstrap ## The kill test ten times over: each service killed while tickets are written
+	@KILL_ROUNDS=10 $(PYTHON) -m pytest tests/e2e/test_kill.py -v
 
 bench: bootstrap ## Measure on the real stack and print one table (needs wrk); BENCH="create --repeats 3" chooses
 	@$(PYTHON) -m tests.bench $(BENCH)

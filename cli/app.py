@@ -40,6 +40,7 @@ Key = Annotated[
     typer.Option("--api-key", envvar="RELAYDESK_API_KEY", help="API key, rdk_….", show_default=False),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Say which address and key are used.")]
+RetryFor = Annotated[float, typer.Option(min=0, help="Seconds to wait for a platform that is away before giving up.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 
 
@@ -66,9 +67,7 @@ def import_(
     report: Annotated[Path | None, typer.Option(help="Write all refused rows here, one JSON object a line.")] = None,
     batch: Annotated[int, typer.Option(min=1, max=BULK_ROWS, help="Rows of one request, at most.")] = 200,
     parallel: Annotated[int, typer.Option(min=1, max=32, help="Requests under way at a time.")] = 4,
-    retry_for: Annotated[
-        float, typer.Option(min=0, help="Seconds to wait for a platform that is away before giving up.")
-    ] = 300.0,
+    retry_for: RetryFor = 300.0,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     verbose: Verbose = False,
@@ -119,15 +118,21 @@ def seed(
         int | None,
         typer.Option("--seed", help="The same number gives the same tickets, created once. Default: a random one."),
     ] = None,
+    retry_for: RetryFor = 300.0,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Create realistic demo tickets."""
-    chosen = secrets.randbelow(1_000_000) if number is None else number
-    target = _target(url, api_key, verbose=verbose)
-    raise typer.Exit(_run(seeding.run(target, organization, tickets, chosen, as_json=as_json)))
+    options = seeding.Options(
+        count=tickets,
+        seed=secrets.randbelow(1_000_000) if number is None else number,
+        organization=organization,
+        retry_seconds=retry_for,
+        as_json=as_json,
+    )
+    raise typer.Exit(_run(seeding.run(_target(url, api_key, verbose=verbose), options)))
 
 
 @app.command(epilog="Example: `relaydesk watch --json --count 1`")

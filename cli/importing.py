@@ -48,7 +48,10 @@ class RefusedRow(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Summary(msgspec.Struct, kw_only=True):
-    """What `--json` prints. `complete` is false when the import stopped early; `valid` counts in a dry run."""
+    """What `--json` prints.
+
+    `complete` is false when the import stopped early; `valid` rows passed the check that a dry run makes.
+    """
 
     file: str
     organization: str
@@ -92,8 +95,7 @@ class Import:
 
                 tickets = self._tickets(rows, choice, identities)
                 if target is None:
-                    for ticket in tickets:
-                        self.summary.valid += ticket is not None
+                    for _ticket in tickets:
                         if self.summary.rows % options.batch == 0:
                             on_turn()
                             await asyncio.sleep(0)  # where Ctrl-C takes effect
@@ -106,8 +108,8 @@ class Import:
     async def _send(self, target: Target, tickets: Iterable[EncodedTicket | None], on_turn: Callable[[], None]) -> None:
         options = self._options
         async with connect(target.url, target.api_key) as api:
-            await connect_check(api, target, options.organization)
-            patience = Patience(options.retry_seconds, lambda text: output.notice(text, "yellow"))
+            patience = Patience(options.retry_seconds, output.warning)
+            await patience.run(lambda: connect_check(api, target, options.organization))
             self._sender = Sender(api, patience, options.parallel, self._on_result)
             await self._sender.run(batches(tickets, options.batch), on_turn)
 
@@ -124,6 +126,7 @@ class Import:
                 ticket = choice.ticket(row.values)
                 if ticket.external_id is None:
                     ticket = msgspec.structs.replace(ticket, external_id=identities.of(row.values))
+                self.summary.valid += 1
                 yield EncodedTicket(row.line, msgspec.json.encode(ticket))
             except Refusal as refusal:
                 self._refuse(row.line, str(refusal))

@@ -40,6 +40,10 @@ def notice(message: str, style: str = "") -> None:
     notices.print(Text(message, style=style), soft_wrap=True)
 
 
+def warning(message: str) -> None:
+    notice(message, "yellow")
+
+
 def fault(message: str) -> None:
     """The sentence a command ends with."""
     notices.print(Text.assemble(("relaydesk: ", "bold red"), message), soft_wrap=True)
@@ -81,10 +85,9 @@ def search_results(found: SearchResults) -> None:
     for column, options in (("number", "right"), ("status", "left"), ("priority", "left"), ("ticket", "left")):
         table.add_column(column, justify=options)  # type: ignore[arg-type] # a literal of rich's
     for result in found.results:
-        text = Text(plain(result.ticket.title), style="bold")
-        text.append("\n")
-        text.append_text(_highlight(result.highlight))
         ticket = result.ticket
+        title, highlight = Text(plain(ticket.title), style="bold"), _highlight(result.highlight)
+        text = highlight if highlight.plain == title.plain else Text("\n").join((title, highlight))
         table.add_row(f"#{ticket.number}", styled(ticket.status), styled(ticket.priority), text)
     if found.results:
         data.print(table)

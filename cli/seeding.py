@@ -1,5 +1,6 @@
 """`relaydesk seed`: demo tickets that read like real ones, the same for the same seed."""
 
+import asyncio
 import random
 from collections.abc import Callable, Iterator
 
@@ -14,7 +15,6 @@ from libs.common.models import BulkResult, NewTicket, Priority
 
 BATCH_ROWS = 200
 PARALLEL = 4
-RETRY_SECONDS = 120.0
 
 PRIORITIES = {Priority.LOW: 20, Priority.NORMAL: 55, Priority.HIGH: 18, Priority.URGENT: 7}
 CHANNELS = {"email": 45, "web form": 30, "phone": 15, "chat": 10}
@@ -165,17 +165,28 @@ class Seeded(msgspec.Struct):
     refused: int = 0
 
 
-async def run(target: Target, organization: str | None, count: int, seed: int, *, as_json: bool) -> Exit:
-    """Create `count` tickets.
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """`retry_seconds` bounds one outage of the platform."""
+
+    count: int
+    seed: int
+    organization: str | None = None
+    retry_seconds: float = 300.0
+    as_json: bool = False
+
+
+async def run(target: Target, options: Options) -> Exit:
+    """Create the tickets.
 
     Raises:
         CommandError: see `cli.errors`.
     """
     async with connect(target.url, target.api_key) as api:
-        session = await connect_check(api, target, organization)
-        seeded = Seeded(organization=session.organization.slug, seed=seed)
+        patience = Patience(options.retry_seconds, output.warning)
+        session = await patience.run(lambda: connect_check(api, target, options.organization))
+        seeded = Seeded(organization=session.organization.slug, seed=options.seed)
         with output.progress() as bar:
-            task = bar.add_task("seed", total=count, rows=0)
+            task = bar.add_task("seed", total=options.count, rows=0)
 
             def on_result(_ticket: EncodedTicket, result: BulkResult) -> None:
                 outcome = result.status if result.status in {"created", "exists"} else "refused"
@@ -185,21 +196,17 @@ async def run(target: Target, organization: str | None, count: int, seed: int, *
                 done = seeded.created + seeded.exists + seeded.refused
                 bar.update(task, completed=done, rows=done)
 
-            await _send(Sender(api, _patience(), PARALLEL, on_result), count, seed, on_turn)
-    if as_json:
+            await _send(Sender(api, patience, PARALLEL, on_result), options, on_turn)
+    if options.as_json:
         output.line(msgspec.json.encode(seeded).decode())
     else:
         output.pairs((name, str(value)) for name, value in msgspec.structs.asdict(seeded).items())
     return Exit.REFUSED if seeded.refused else Exit.OK
 
 
-def _patience() -> Patience:
-    return Patience(RETRY_SECONDS, lambda text: output.notice(text, "yellow"))
-
-
-async def _send(sender: Sender, count: int, seed: int, on_turn: Callable[[], None]) -> None:
+async def _send(sender: Sender, options: Options, on_turn: Callable[[], None]) -> None:
     try:
-        await sender.run(batches(_encoded(count, seed), BATCH_ROWS), on_turn)
-    except CommandError:
-        output.notice(f"Run it again with --tickets {count} --seed {seed} to create the rest.")
+        await sender.run(batches(_encoded(options.count, options.seed), BATCH_ROWS), on_turn)
+    except (CommandError, asyncio.CancelledError):
+        output.notice(f"Run it again with --tickets {options.count} --seed {options.seed} for the rest.")
         raise

@@ -25,11 +25,11 @@ async def keep_running(name: str, run: Callable[[], Awaitable[None]]) -> None:
         started = time.monotonic()
         try:
             await run()
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # whatever it was: it is counted, logged and tried again
+        except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
-            if task is not None and task.cancelling():  # the clean-up of a cancelled run failed; it stays cancelled
+            if task is not None and task.cancelling():
+                # Even if the clean-up failed with something else. A CancelledError that nobody asked us for is, on
+                # the other hand, a library's, and a failure like any other.
                 raise asyncio.CancelledError from error
             if time.monotonic() - started > _CALM_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS

@@ -125,7 +125,10 @@ async def discard(sender: aiokafka.AIOKafkaProducer) -> None:
     sender._message_accumulator.fail_all(ProducerClosed())  # noqa: SLF001 (stop() would leave a task waiting for it)
     with contextlib.suppress(Exception):
         await sender.client.close()  # what is under way fails now and not at its timeout
-        await asyncio.wait_for(sender.stop(), _SEND_SECONDS)
+    stopping = asyncio.create_task(sender.stop())  # in a task: when its routine does not end it raises CancelledError
+    await asyncio.wait({stopping}, timeout=_SEND_SECONDS)
+    if not stopping.cancelled() and stopping.done() and stopping.exception() is not None:
+        log.warning("producer_discarded", error=repr(stopping.exception()))
 
 
 class EventConsumer:

@@ -87,7 +87,7 @@ class TicketRoutes:
         )
         headers = _read(read, consistency)
         if page.next_cursor:
-            following = request.rel_url.with_path("/api/tickets").update_query(cursor=page.next_cursor)
+            following = request.rel_url.update_query(cursor=page.next_cursor)
             headers["Link"] = f'<{following}>; rel="next"'
         return json_response(page, headers=headers)
 

@@ -1,7 +1,11 @@
-"""Each service in turn is killed while tickets are written; nothing that was acknowledged is lost or doubled."""
+"""Each service in turn is killed while tickets are written; nothing that was acknowledged is lost or doubled.
+
+`make soak` runs this ten times over, by KILL_ROUNDS.
+"""
 
 import asyncio
 import json
+import os
 from collections import defaultdict
 
 import aiohttp
@@ -16,14 +20,16 @@ TICKETS = 200
 WRITERS = 8
 KILL_AT = TICKETS // 3
 WAIT_SECONDS = 60
+ROUNDS = int(os.environ.get("KILL_ROUNDS", "1"))
 
 # Every document of an organization, by ticket.
 DOCUMENTS = "SELECT ticket_id::text, version FROM documents WHERE organization_id = $1"
 
 
+@pytest.mark.parametrize("round_number", range(1, ROUNDS + 1))
 @pytest.mark.parametrize("service", ["gateway", "tickets", "notifier", "search"])
 async def test_nothing_acknowledged_is_lost_when_a_service_is_killed(
-    platform: Stack, tenant: Tenant, service: str
+    platform: Stack, tenant: Tenant, service: str, round_number: int
 ) -> None:
     acknowledged: dict[str, int] = {}
     enough = asyncio.Event()
@@ -33,7 +39,9 @@ async def test_nothing_acknowledged_is_lost_when_a_service_is_killed(
         written = 0
         while written < TICKETS // WRITERS:
             try:
-                async with http.post("/api/tickets", json={"title": f"{service} {number}-{written}"}) as answer:
+                async with http.post(
+                    "/api/tickets", json={"title": f"{service} {round_number}-{number}-{written}"}
+                ) as answer:
                     if answer.status != 201:
                         assert answer.status == 503, await answer.text()
                         assert "Retry-After" in answer.headers

@@ -46,7 +46,7 @@ class Source:
     async def replay(self) -> None:
         """The replica's life: it stands still and catches up in jumps."""
         while True:
-            await self.pause()
+            await asyncio.sleep(self.rng.random() * self.delay * 3)
             self.replayed = self.rng.randint(self.replayed, self.lsn)
 
     async def pause(self) -> None:

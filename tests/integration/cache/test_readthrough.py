@@ -143,6 +143,7 @@ async def test_a_load_goes_on_when_every_waiter_has_gone(pair: list[Process], na
     reader.cancel()
     gate.open.set()
     await asyncio.wait([reader])
+    await until(lambda: not gate.process.cache._flights, seconds=10)
     assert await gate.read() == (0, "l1")
     assert gate.begun == 1
 

@@ -1,6 +1,7 @@
 """Nobody is answered with anything older than was promised, whatever happens to the cache."""
 
 import asyncio
+import contextlib
 import random
 import uuid
 from collections.abc import AsyncIterator
@@ -122,7 +123,7 @@ async def _all_read_the_newest(started: list[Process], names: list[str]) -> None
 
 
 @settings(
-    max_examples=25,
+    max_examples=12,
     deadline=None,
     phases=[Phase.generate],  # what interleaves on real connections does not shrink
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -149,17 +150,16 @@ async def test_tokens_own_writes_and_quiescence(
 
         async def client(process: Process) -> None:
             actor = Actor(process, names, events, rng)
-            for _ in range(60):
+            for _ in range(40):
                 await actor.act(writes=writes)
 
-        disturbance = asyncio.create_task(_disturb(redis, names, rng)) if disturbed else None
-        async with asyncio.TaskGroup() as group:
-            for process in started:
-                for _ in range(3):
-                    group.create_task(client(process))
-        if disturbance is not None:
-            disturbance.cancel()
-            await asyncio.wait([disturbance])
+        async with contextlib.AsyncExitStack() as during:
+            if disturbed:
+                await during.enter_async_context(background.running("disturbance", lambda: _disturb(redis, names, rng)))
+            async with asyncio.TaskGroup() as group:
+                for process in started:
+                    for _ in range(3):
+                        group.create_task(client(process))
         await events.queue.join()
         await _all_read_the_newest(started, names)
 

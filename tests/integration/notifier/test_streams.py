@@ -82,10 +82,10 @@ async def test_any_replay_leaves_each_ticket_in_order_and_once(streams: Streams)
 
 async def test_a_gap_is_announced_and_told(streams: Streams) -> None:
     organization_id, ticket_id = uuid.uuid4(), uuid.uuid4()
-    later, gap = ticket_event(organization_id, ticket_id, 4), ticket_event(organization_id, ticket_id, 6)
-    assert await announce(streams, later) == [ANNOUNCED]  # nothing is known before the first: no gap
+    first, next_one, gap = (ticket_event(organization_id, ticket_id, version) for version in (4, 5, 7))
+    assert await announce(streams, first, next_one) == [ANNOUNCED] * 2  # nothing is known before the first: no gap
     assert await announce(streams, gap) == [ANNOUNCED_AFTER_GAP]
-    assert await versions(streams, organization_id) == [4, 6]
+    assert await versions(streams, organization_id) == [4, 5, 7]
 
 
 async def test_outcomes_of_several_organizations_are_told_in_one_go(streams: Streams) -> None:

@@ -39,7 +39,7 @@ async def test_help_tells_the_exit_codes(run: Run) -> None:
     assert "0 done · 1 something was refused, or the platform is degraded · 2 the arguments" in told
 
 
-@pytest.mark.parametrize("arguments", [("seed", "--tickets", "1"), ("watch",), ("search", "x")])
+@pytest.mark.parametrize("arguments", [("seed", "--tickets", "1", "--retry-for", "0"), ("watch",), ("search", "x")])
 async def test_a_platform_that_is_not_there_is_exit_4(run: Run, arguments: tuple[str, ...]) -> None:
     result = await run(*arguments, "--url", CLOSED, "--api-key", KEY)
     assert result.code == Exit.UNREACHABLE

@@ -43,7 +43,8 @@ async def test_rows_become_tickets_with_fields_and_description(import_file: Run,
     assert (summary["rows"], summary["created"], summary["exists"], summary["refused"]) == (3, 3, 0, 0)
     assert summary["complete"]
     assert summary["peak_memory_bytes"] > 1_000_000
-    ticket = next(iter(platform.tickets.values()))
+    ticket, empty_state, _ = platform.tickets.values()
+    assert (empty_state.description, empty_state.fields) == ("title: second", {"title": "second"})
     assert (ticket.title, ticket.description, ticket.fields) == (
         "one", "title: first\nstate: AZ", {"title": "first", "state": "AZ"},
     )  # fmt: skip
@@ -76,6 +77,16 @@ async def test_issues_keep_their_text_and_are_known_by_their_number(import_file:
     ticket = platform.tickets["github:o/r#5"]
     assert (ticket.title, ticket.description) == ("x", "text")
     assert ticket.fields["state"] == "open"
+
+
+async def test_a_value_of_an_issue_that_fields_cannot_hold_goes_to_the_description(
+    import_file: Run, platform: StandIn
+) -> None:
+    labels = [{"name": f"label {number}"} for number in range(200)]
+    await import_file(written("issues.json", json.dumps([{"title": "x", "body": "text", "labels": labels}])))
+    (ticket,) = platform.tickets.values()
+    assert "labels" not in ticket.fields
+    assert ticket.description.startswith("text\n\nlabels: label 0, label 1, ")
 
 
 async def test_refused_rows_are_shown_and_reported_with_line_and_reason(import_file: Run, platform: StandIn) -> None:
@@ -153,6 +164,14 @@ async def test_an_outage_is_waited_for_and_nothing_is_doubled(import_file: Run, 
     assert "answers again" in result.err
 
 
+async def test_a_platform_that_is_not_there_yet_is_waited_for(run: Run) -> None:
+    arguments = ("--organization", "acme", "--url", "http://127.0.0.1:9", "--api-key", KEY, "--retry-for", "1.5")
+    result = await run("import", written("a.csv", ROWS), *arguments)
+    assert result.code == Exit.UNREACHABLE
+    assert result.err.count("cannot be reached") == 2
+    assert "Trying again for up to 2 s" in result.err
+
+
 async def test_giving_up_tells_how_far_it_came_and_the_next_run_ends_it(import_file: Run, platform: StandIn) -> None:
     file = numbered(500)
     platform.faults = [503] * 1000
@@ -161,7 +180,8 @@ async def test_giving_up_tells_how_far_it_came_and_the_next_run_ends_it(import_f
     assert "Run the same command again" in result.err
     assert not json.loads(result.out)["complete"]
     platform.faults = []
-    assert json.loads((await import_file(file, "--json")).out)["created"] == 500
+    again = json.loads((await import_file(file, "--json")).out)
+    assert again["created"] + again["exists"] == len(platform.tickets) == 500  # an abandoned request may have arrived
 
 
 async def test_a_key_that_ends_in_between_ends_the_import(import_file: Run, platform: StandIn) -> None:

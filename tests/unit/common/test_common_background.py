@@ -126,3 +126,17 @@ async def test_patience_ends_with_the_last_error() -> None:
 
     with pytest.raises(OSError, match="refused"):
         await background.patiently("the database", connect, seconds=0)
+
+
+async def test_a_cancellation_that_nobody_asked_for_is_a_failure() -> None:
+    """Client libraries cancel tasks of their own and let it out."""
+    runs = 0
+
+    async def cancelled_once() -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise asyncio.CancelledError
+
+    await background.keep_running("foreign", cancelled_once)
+    assert runs == 2
