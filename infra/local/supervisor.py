@@ -1,11 +1,13 @@
 """Keeps a started stack alive: a part that dies is named, and started again."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 
 from infra.local.errors import LauncherError, first_cause
 from infra.local.part import Part, State
+from infra.local.process import rotate
 from infra.local.services import Service
 from infra.local.stack import Stack
 
@@ -14,6 +16,7 @@ LONGEST_PAUSE_SECONDS = 30.0
 # A part that ran this long had started well: its next crash is a first one again.
 HEALTHY_SECONDS = 60.0
 SERVER_ATTEMPTS = 3
+ROTATION_SECONDS = 30.0
 
 
 class Supervisor:
@@ -32,10 +35,18 @@ class Supervisor:
         """Watch until cancelled; raises LauncherError when a server cannot be kept alive."""
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._rotate_logs())
                 for part in self._stack.parts.values():
                     group.create_task(self._keep(part))
         except BaseExceptionGroup as errors:
             raise first_cause(errors) from None
+
+    async def _rotate_logs(self) -> None:
+        while True:
+            for part in self._stack.parts.values():
+                with contextlib.suppress(OSError):
+                    rotate(part.log)
+            await asyncio.sleep(ROTATION_SECONDS)
 
     async def _keep(self, part: Part) -> None:
         crashes = 0

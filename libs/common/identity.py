@@ -125,12 +125,13 @@ class Verifier:
         return principal
 
     def service(self, token: str | None) -> None:
-        """Accept a service that speaks for itself.
+        """Accept a service that speaks for itself: a user's token opens nothing that is for services only.
 
         Raises:
             Problem: `authentication_required` (401).
         """
-        self._internal(token, issuers=None)
+        if self._internal(token, issuers=None) is not None:
+            raise _refused("it speaks for a user")
 
     def realtime(self, token: str | None) -> tuple[Principal, int]:
         """The principal of a Socket.IO client's token and the UNIX time at which the token ends.

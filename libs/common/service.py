@@ -20,6 +20,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Histogram, generate_latest
 
 from libs.common import background, logs, tracing
+from libs.common.connections import Runner
 from libs.common.metrics import HTTP_REQUEST_DURATION
 from libs.common.models import BODY_BYTES
 from libs.common.problems import CONTENT_TYPE, Problem
@@ -86,7 +87,7 @@ async def read_body(request: web.Request) -> bytes:
     """The body, at most 1 MiB.
 
     Raises:
-        Problem: `body_too_large` (413).
+        Problem: `body_too_large` (413), or `malformed_request` (400) for one that is not encoded as it says.
     """
     if (request.content_length or 0) > BODY_BYTES:
         raise Problem("body_too_large", f"The body has {request.content_length} bytes, {BODY_BYTES} are allowed.")
@@ -94,6 +95,8 @@ async def read_body(request: web.Request) -> bytes:
         return await request.read()
     except web.HTTPRequestEntityTooLarge as error:
         raise Problem("body_too_large", f"At most {BODY_BYTES} bytes are allowed.") from error
+    except web.RequestPayloadError as error:
+        raise Problem("malformed_request", "The body cannot be decoded.") from error
 
 
 def add_service_defaults(app: web.Application, *, translate: Translate | None = None) -> None:
@@ -234,7 +237,7 @@ async def _serve(build_app: Callable[[], web.Application], host: str, port: int,
         loop.add_signal_handler(number, stop.set)
     app = _built(build_app)
     readiness = app[READINESS]
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+    runner = Runner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
     try:
         if not await _set_up(runner, stop):
             return

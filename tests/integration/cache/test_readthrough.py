@@ -89,6 +89,12 @@ class Gate:
         await until(lambda: self.begun == loads, seconds=10)
 
 
+async def floor_of(redis: Redis, tag: str) -> str:
+    stored = await redis.get(key_of(tag))
+    assert isinstance(stored, bytes)
+    return parse(stored).floor
+
+
 async def in_l1(process: Process, name: str) -> int:
     """Read until L1 answers: a process hears of its own bump once more from Redis."""
     async with asyncio.timeout(5):
@@ -239,35 +245,28 @@ async def test_the_floor_of_an_evicted_tag_is_unknown_also_after_a_late_bump(
     await one.write(name)
     await redis.delete(key_of(name))
     await Tags(redis).bump([name], early)  # the event of the first write, seconds later
-    stored = await redis.get(key_of(name))
-    assert stored is not None
-    assert parse(stored).floor == PRIMARY
+    assert await floor_of(redis, name) == PRIMARY
     gate = Gate(one, name)
     gate.open.set()
     await gate.read()
     assert gate.requirements == [Requirement(None, primary=True)]
-    stored = await redis.get(key_of(name))
-    assert stored is not None
-    assert parse(stored).floor == Position(1, one.source.lsn).token(), "settled by the load"
+    assert await floor_of(redis, name) == Position(1, one.source.lsn).token(), "settled by the load"
 
 
 async def test_an_unknown_floor_outlives_bumps_and_a_lower_position_lowers_no_floor(redis: Redis, name: str) -> None:
     tags = Tags(redis)
 
-    async def floor() -> str:
-        return (await tags.open([name]))[0].floor
-
     (opened,) = await tags.open([name])
     await tags.bump([name], Position(1, 5))
-    assert await floor() == PRIMARY
+    assert await floor_of(redis, name) == PRIMARY
     await tags.settle([name], [opened], Position(1, 6))
-    assert await floor() == PRIMARY, "bumped since it was opened"
+    assert await floor_of(redis, name) == PRIMARY, "bumped since it was opened"
     await tags.settle([name], await tags.open([name]), Position(1, 6))
-    assert await floor() == Position(1, 6).token()
+    assert await floor_of(redis, name) == Position(1, 6).token()
     await tags.bump([name], Position(1, 2))
-    assert await floor() == Position(1, 6).token()
+    assert await floor_of(redis, name) == Position(1, 6).token()
     await tags.bump([name], Position(2, 1))
-    assert await floor() == Position(2, 1).token()
+    assert await floor_of(redis, name) == Position(2, 1).token()
 
 
 async def test_answers_without_positions_are_cached_side_by_side(pair: list[Process], name: str) -> None:
@@ -333,7 +332,7 @@ async def test_a_cut_connection_empties_l1(stack: Stack, pair: list[Process], re
     await one.write(name)
     assert await in_l1(one, name) == 1
     assert len(one.cache._l1) == 1
-    await redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    await redis.client_kill_filter(_type="pubsub")
     await other.source.write(name)
     await Tags(redis).bump([name], Position(1, one.source.lsn))
     await until(lambda: one.listening and len(one.cache._l1) == 0, seconds=10)

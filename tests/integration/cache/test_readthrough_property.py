@@ -103,7 +103,7 @@ async def _disturb(redis: Redis, names: list[str], rng: random.Random) -> None:
             case "evict":
                 await redis.delete(key_of(rng.choice([*names, names[0].partition(":")[0]])))
             case "cut":
-                await redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+                await redis.client_kill_filter(_type="pubsub")
 
 
 async def _all_read_the_newest(started: list[Process], names: list[str]) -> None:

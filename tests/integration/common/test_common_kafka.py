@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest_asyncio
 
@@ -99,8 +100,8 @@ async def test_poison_of_every_kind_goes_to_the_dead_letters_and_the_rest_is_app
         (k or b"", v or b"") for k, v, _h in poison
     )
     for letter in letters:
-        found = headers_of(letter)
-        assert found["dlq_topic"] == own_topic
+        found = dict(letter.headers)
+        assert found["dlq_topic"] == own_topic.encode()
         assert found["dlq_reason"]
         assert int(found["dlq_offset"]) >= 0
 
@@ -144,7 +145,7 @@ async def test_a_message_as_large_as_the_topic_takes_fits_into_the_dead_letters(
     async with background.running("test", consumer(stack, own_topic, applied).run):
         await send(stack, own_topic, [message_of(good)])
         await until(lambda: len(applied.events) == 1)
-        letters = []
+        letters: list[Any] = []
         while not letters:
             letters = await read_topic(stack, f"{own_topic}.group.dlq")
     assert [len(letter.value) for letter in letters] == [size]

@@ -2,13 +2,14 @@
 
 import gzip
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import asyncpg
 import pytest
 import pytest_asyncio
 
-from tests.support.desk import Desk, problem
+from tests.support.desk import Desk, exchange, problem
 
 MEGABYTE = 1_048_576
 DEEP = 100_000
@@ -43,7 +44,7 @@ WRONG_FORM: dict[str, bytes] = {
     "an unknown field": b'{"title": "a", "name": "a", "body": "a", "admin": true}',
     "deep in an unknown field": b'{"admin": ' + b"[" * DEEP + b"]" * DEEP + b"}",
     "deep lists": b"[" * DEEP + b"]" * DEEP,
-    "deep objects": b'{"title": ' * DEEP + b"1" + b"}" * DEEP,
+    "deep objects": b'{"title":' * DEEP + b"1" + b"}" * DEEP,
 }
 WITH_BODY = (
     ("POST", "/api/session"),
@@ -120,7 +121,7 @@ FIELDS: tuple[tuple[str, str, Any, int, str], ...] = tuple(
     )
     for body in bodies
 )
-REQUESTS: tuple[tuple[str, str, dict[str, str | bytes | None], int, str], ...] = (
+REQUESTS: tuple[tuple[str, str, Mapping[str, str | bytes | None], int, str], ...] = (
     # routes and methods
     ("GET", "/", {}, 404, "route_not_found"),
     ("GET", "/api", {}, 404, "route_not_found"),
@@ -146,14 +147,12 @@ REQUESTS: tuple[tuple[str, str, dict[str, str | bytes | None], int, str], ...] =
     ("GET", "/api/session", {"Authorization": "Bearer rdk_" + "x" * 43}, 401, "authentication_required"),
     ("GET", "/api/session", {"Authorization": "Bearer rdk_" + "x" * 4000}, 401, "authentication_required"),
     ("GET", "/api/session", {"Authorization": None, "Cookie": "relaydesk_session=x"}, 401, "authentication_required"),
-    ("GET", "/api/session", {"Authorization": None, "Cookie": ";;=;,\x01"}, 401, "authentication_required"),
+    ("GET", "/api/session", {"Authorization": None, "Cookie": ';;=;,"{'}, 401, "authentication_required"),
     ("GET", "/api/tickets", {"Authorization": "Bearer rdk_x"}, 401, "authentication_required"),
     ("GET", "/api/search?q=a", {"Authorization": None}, 401, "authentication_required"),
     ("DELETE", f"/api/keys/{SOMETHING}", {"Authorization": None}, 401, "authentication_required"),
     ("DELETE", "/api/session", {}, 403, "permission_denied"),
     # what is no text
-    ("GET", "/api/\udcff", {}, 400, "malformed_request"),
-    ("GET", "/api/search?q=\udcff", {}, 400, "malformed_request"),
     ("GET", "/api/session", {"Authorization": b"Bearer rdk_\xff"}, 400, "malformed_request"),
     ("GET", "/api/session", {"Authorization": None, "Cookie": b"relaydesk_session=\xff"}, 400, "malformed_request"),
     ("GET", "/api/tickets", {"Relaydesk-Consistency": b"\xff"}, 400, "malformed_request"),
@@ -169,7 +168,7 @@ REQUESTS: tuple[tuple[str, str, dict[str, str | bytes | None], int, str], ...] =
     ),
     *(
         ("GET", "/api/tickets", {"Relaydesk-Consistency": token}, 400, "invalid_parameter")
-        for token in ("x", "1", "1-", "-1", "00000000-0000000000000000", "1-" + "f" * 17, "ffffffff-ffffffffffffffff")
+        for token in ("x", "1", "1-", "-1", "1-" + "f" * 17, "ffffffff-ffffffffffffffff")
     ),
     ("GET", "/api/search", {}, 400, "invalid_parameter"),
     ("GET", "/api/search?q=", {}, 400, "invalid_parameter"),
@@ -315,7 +314,7 @@ async def test_a_body_of_another_type(
 
 @pytest.mark.parametrize(("method", "target", "headers", "status", "code"), REQUESTS, ids=short)
 async def test_a_request_that_is_refused(  # noqa: PLR0917 (the table's columns)
-    desk: Desk, ticket: str, method: str, target: str, headers: dict[str, str | bytes | None], status: int, code: str
+    desk: Desk, ticket: str, method: str, target: str, headers: Mapping[str, str | bytes | None], status: int, code: str
 ) -> None:
     reply = await desk.ask(method, target.replace("TICKET", ticket), None, headers, who=desk.acme)
     assert problem(reply) == (status, code), reply.body
@@ -332,6 +331,28 @@ async def test_if_match(desk: Desk, ticket: str, if_match: str | bytes | None, s
     assert problem(reply) == (status, code), reply.body
     if status == 412:
         assert reply.json()["current_version"] == 1
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"BREW /api/tickets HTTP/1.1\r\nHost: desk\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 no TLS here\r\n\r\n",
+        b"GET /api/\xff HTTP/1.1\r\nHost: desk\r\n\r\n",
+        b"GET /api/search?q=\xff HTTP/1.1\r\nHost: desk\r\n\r\n",
+        b"GET /api/session HTTP/1.1\r\nHost: desk\r\nAuthorization: Bearer rdk_in-a-log\x01\r\n\r\n",
+        b"GET /api/session HTTP/1.1\r\nHost: desk\r\nCookie: " + b"in-a-log" * 2000 + b"\r\n\r\n",
+        b"GET /api/session HTTP/1.1\r\nno colon in-a-log\r\n\r\n",
+        b"POST /api/tickets HTTP/1.1\r\nHost: desk\r\nContent-Length: x\r\n\r\n",
+        b"POST /api/tickets HTTP/1.1\r\nHost: desk\r\nContent-Encoding: br\r\nContent-Length: 1\r\n\r\na",
+        b"POST /api/tickets HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
+    ],
+    ids=short,
+)
+async def test_what_is_no_http(desk: Desk, request_bytes: bytes) -> None:
+    reply = await exchange(desk.gateways[0].port, request_bytes)
+    assert problem(reply) == (400, "malformed_request")
+    assert "in-a-log" not in desk.all_logs(), "such bytes may be a credential"
 
 
 async def test_no_request_was_an_internal_error(desk: Desk) -> None:

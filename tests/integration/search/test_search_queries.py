@@ -15,7 +15,7 @@ from services.search.queries import Queries
 from tests.support.indexing import commented, created
 
 ANY = "SELECT ticket_id FROM documents"
-FUNCTION = "SELECT ticket_id FROM search_documents($1, $2, $3, 50)"
+FUNCTION = "SELECT ticket_id FROM search_documents($1, $2, $3, $4)"
 
 
 def numbered(event: TicketEvent, number: int, *, days_ago: float = 0) -> TicketEvent:
@@ -73,8 +73,9 @@ async def test_any_text_is_a_search(readers: asyncpg.Pool, text: str) -> None:
 
 async def test_only_the_tenants_own_documents_are_seen(documents: Documents, readers: asyncpg.Pool) -> None:
     ours, theirs = uuid.uuid4(), uuid.uuid4()
-    event, foreign = numbered(created(ours, title="apricot"), 5), numbered(created(theirs, title="apricot"), 5)
-    await documents.apply([event, foreign], INDEX_HANDLERS)
+    event, foreign = numbered(created(ours, title="apricot"), 5), numbered(created(theirs, title="apricot"), 6)
+    newer = [created(theirs, title="apricot") for _ in range(200)]
+    await documents.apply([event, foreign, *newer], INDEX_HANDLERS)
     mine = [event.data.ticket.id]
     async with transaction(readers, organization_id=ours, read_only=True) as connection:
         assert [row["ticket_id"] for row in await connection.fetch(ANY)] == mine
@@ -82,9 +83,12 @@ async def test_only_the_tenants_own_documents_are_seen(documents: Documents, rea
         foreign_rows = await connection.fetch(f"{ANY} WHERE organization_id = $1", theirs)
         assert foreign_rows == []
     assert await readers.fetch(ANY) == []
-    for number in (None, 5):
-        assert [row["ticket_id"] for row in await readers.fetch(FUNCTION, ours, "apricot", number)] == mine
-        assert await readers.fetch(FUNCTION, None, "apricot", number) == []
+    for number in (None, 5, 6):
+        for limit in (1, 50):
+            # Nor do foreign matches, be they newer or better, take the place of our own.
+            rows = await readers.fetch(FUNCTION, ours, "apricot", number, limit)
+            assert [row["ticket_id"] for row in rows] == mine
+            assert await readers.fetch(FUNCTION, None, "apricot", number, limit) == []
     answer = await Queries(readers).search(ours, "apricot OR -nothing", 20)
     assert [result.ticket.id for result in answer.results] == mine
 

@@ -22,7 +22,7 @@ async def service(
     stack: Stack, desk: TicketsDatabase, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[TestedService]:
     log = tmp_path_factory.mktemp("tickets") / "tickets.log"
-    async with running_service(stack, "tickets", log, **desk.environment) as running:
+    async with running_service(stack, "tickets", log, script=(), **desk.environment) as running:
         yield running
 
 

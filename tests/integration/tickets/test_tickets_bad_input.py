@@ -125,7 +125,15 @@ async def test_changes_of_the_wrong_form(client: TicketsClient, desk: TicketsDat
 async def test_a_bulk_of_the_wrong_form(client: TicketsClient, desk: TicketsDatabase) -> None:
     rows = [{"title": "x"}] * (BULK_ROWS + 1)
     async with Unchanged(desk):
-        for body in ([], {}, {"tickets": None}, {"tickets": []}, {"tickets": rows}, {"tickets": [], "dry": True}):
+        bodies: list[Any] = [
+            [],
+            {},
+            {"tickets": None},
+            {"tickets": []},
+            {"tickets": rows},
+            {"tickets": [], "dry": True},
+        ]
+        for body in bodies:
             await refused(client, 422, "validation_failed", "POST", "/api/tickets/bulk", json=body)
 
 
@@ -233,7 +241,7 @@ async def test_a_parameter_that_is_not_valid(client: TicketsClient, query: dict[
 
 
 async def test_text_at_its_limits_is_taken_and_comes_back(client: TicketsClient) -> None:
-    limits = {
+    limits: dict[str, Any] = {
         "title": "\U0001f525" * 300,
         "description": "\x01" * 65_536,
         "external_id": "\u00e9" * 200,

@@ -281,7 +281,7 @@ async def test_a_version_that_kafka_refuses_is_not_overtaken_by_the_next(
         async with background.running("relay", Relay(outbox.settings()).run):
 
             async def tried() -> bool:
-                return refused.get() >= before + 3 and await rows_in(outbox) == 2
+                return bool(refused.get() >= before + 3) and await rows_in(outbox) == 2
 
             await eventually(tried)
         assert (await published(stack, [str(large.id)]))[str(large.id)] == []
@@ -312,7 +312,7 @@ async def test_a_kafka_that_hangs_is_given_up_without_leaving_anything_behind(
             relay.wake()
 
             async def failed() -> bool:
-                return refused.get() > before
+                return bool(refused.get() > before)
 
             await eventually(failed)
         finally:
@@ -349,7 +349,7 @@ async def test_a_relay_that_stops_gives_its_shards_up(outbox: TicketsDatabase, t
     async with background.running("relay", relay.run):
 
         async def all_owned() -> bool:
-            return await outbox.superuser.fetchval(free) == 0
+            return int(await outbox.superuser.fetchval(free)) == 0
 
         await eventually(all_owned)
     assert await outbox.superuser.fetchval(free) == 64

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from joserfc import jwt
 from joserfc.jwk import OKPKey
 
-from libs.common import identity
 from libs.common.identity import INTERNAL_TYPE, REALTIME_TYPE, Principal, Signer, Verifier
 from libs.common.models import Role
 from libs.common.problems import Problem
@@ -113,7 +112,7 @@ def test_a_token_that_was_verified_once_still_expires(monkeypatch: pytest.Monkey
     check = verifier()
     check.principal(made)
     now = time.time()
-    monkeypatch.setattr(identity.time, "time", lambda: now + 61)
+    monkeypatch.setattr("libs.common.identity.time.time", lambda: now + 61)
     assert "expired" in refused(made, check)
 
 

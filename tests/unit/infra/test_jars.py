@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,12 @@ def test_the_committed_lock_holds_kafka_first_and_a_logger_with_checksums() -> N
     assert {"kafka-clients", "log4j-core", "log4j-slf4j-impl"} <= {jar.artifact for jar in locked}
     assert all(len(jar.sha256) == 64 for jar in locked)
     assert len({jar.path for jar in locked}) == len(locked)
+
+
+def test_the_lock_was_made_from_the_committed_coordinates() -> None:
+    lock = tomllib.loads(jars.LOCK_FILE.read_text())
+    specification = jars.LOCK_FILE.with_name("jgo.toml").read_bytes()
+    assert lock["metadata"]["spec_hash"] == hashlib.sha256(specification).hexdigest()[:16]
 
 
 def test_kafkas_own_jars_have_one_version() -> None:

@@ -2,12 +2,13 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import psutil
 import pytest
 
-from infra.local import process, runfile
+from infra.local import account, process, runfile
 from infra.local.errors import LauncherError, first_cause, from_os_error
 from infra.local.process import reason
 
@@ -76,6 +77,14 @@ def test_a_run_file_that_is_missing_or_damaged_means_that_nothing_runs(tmp_path:
     (tmp_path / "run.json").write_text("{")
     assert runfile.launcher_pid(tmp_path) is None
     assert runfile.read_run(tmp_path)["parts"] == {}
+
+
+def test_root_without_useradd_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(account, "is_root", lambda: True)
+    monkeypatch.setattr(account, "ACCOUNT", "no-such-account")
+    monkeypatch.setattr(shutil, "which", lambda *_name, **_path: None)
+    with pytest.raises(LauncherError, match="install the package `passwd`"):
+        account.server_account()
 
 
 def test_a_folder_is_locked_for_one(tmp_path: Path) -> None:

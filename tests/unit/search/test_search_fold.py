@@ -63,12 +63,15 @@ def test_any_order_with_duplicates_gives_the_same_documents(
     assert index.documents == source
 
 
-@given(st.lists(st.booleans(), max_size=8), st.integers(1, 9))
-def test_events_in_order_need_no_fetch_and_give_what_a_fetch_gives(kinds: list[bool], batch: int) -> None:
+@given(st.lists(st.booleans(), max_size=8), st.integers(1, 9), st.integers(1, 3))
+def test_events_in_order_need_no_fetch_and_give_what_a_fetch_gives(
+    kinds: list[bool], batch: int, deliveries: int
+) -> None:
     events = life(kinds)
+    delivered = [event for event in events for _ in range(deliveries)]
     index = Index({})
-    for start in range(0, len(events), batch):
-        index.apply(events[start : start + batch])
+    for start in range(0, len(delivered), batch):
+        index.apply(delivered[start : start + batch])
     assert index.fetched == 0
     assert list(index.documents.values()) == [document_of(document_after(events))]
 
