@@ -24,7 +24,9 @@ async def keep_running(name: str, run: Callable[[], Awaitable[None]]) -> None:
     while True:
         started = time.monotonic()
         try:
-            await run()
+            # In a task of its own: a TaskGroup that fails inside leaves the cancellation count of its task raised
+            # (Python 3.11), which would be taken for our own cancellation below.
+            await asyncio.ensure_future(run())
         except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():

@@ -1,13 +1,12 @@
 """Searches: what may be asked, and what is answered."""
 
-import datetime as dt
 import re
 import time
 import uuid
 
 import asyncpg
-import msgspec
 
+from libs.common.models import FoundTicket, Priority, SearchResult, SearchResults, Status
 from libs.common.problems import Problem
 from services.search import store
 from services.search.texts import highlight, searchable
@@ -19,39 +18,13 @@ DEFAULT_LIMIT = 20
 _NUMBER = re.compile(r"#?([0-9]{1,18})", re.ASCII)
 
 
-class FoundTicket(msgspec.Struct, frozen=True):
-    """A ticket as the index knows it."""
-
-    id: uuid.UUID
-    number: int
-    title: str
-    status: str
-    priority: str
-    created_at: dt.datetime
-
-
-class SearchResult(msgspec.Struct, frozen=True):
-    """`highlight` is HTML: escaped text with `<mark>` around what was found. Scores of one answer compare."""
-
-    ticket: FoundTicket
-    highlight: str
-    score: float
-
-
-class SearchAnswer(msgspec.Struct, frozen=True):
-    """Best first; `took_ms` is the time the search took in this service."""
-
-    results: list[SearchResult]
-    took_ms: float
-
-
 class Queries:
     """Runs searches; `pool` acts as the role search_app."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
-    async def search(self, organization_id: uuid.UUID, text: str, limit: int) -> SearchAnswer:
+    async def search(self, organization_id: uuid.UUID, text: str, limit: int) -> SearchResults:
         """The best `limit` (1 to 50) of the newest 200 matches of `text`, in the syntax of web search engines.
 
         Raises:
@@ -68,14 +41,10 @@ class Queries:
             limit=limit,
         )
         results = [
-            SearchResult(
-                FoundTicket(match.ticket_id, match.number, match.title, match.status, match.priority, match.created_at),
-                highlight(match.title_headline, match.text_headline),
-                match.score,
-            )
+            SearchResult(_shown(match), highlight(match.title_headline, match.text_headline), match.score)
             for match in matches
         ]
-        return SearchAnswer(results, round((time.perf_counter() - started) * 1000, 3))
+        return SearchResults(results, round((time.perf_counter() - started) * 1000, 3))
 
 
 def _checked(text: str) -> str:
@@ -87,3 +56,14 @@ def _checked(text: str) -> str:
     if "\x00" in text:
         raise Problem("invalid_parameter", "q must not contain the character U+0000.")
     return stripped
+
+
+def _shown(match: store.Match) -> FoundTicket:
+    return FoundTicket(
+        id=match.ticket_id,
+        number=match.number,
+        title=match.title,
+        status=Status(match.status),
+        priority=Priority(match.priority),
+        created_at=match.created_at,
+    )

@@ -79,16 +79,16 @@ async def list_keys(database: Database, principal: Principal) -> list[ApiKey]:
 
 
 async def revoke_key(database: Database, principal: Principal, key_id: uuid.UUID) -> None:
-    """Revoke a key of one's own, or any key of the organization for an admin.
+    """Revoke a key of one's own, or any key of the organization for an admin. Safe to repeat.
 
     Raises:
-        Problem: `key_not_found` (404), also for a key that is another's or revoked already.
+        Problem: `key_not_found` (404), also for a key that is another's.
     """
     async with database.write(principal.organization_id) as write:
         if not await store_people.revoke_key(
             write.connection, principal.organization_id, key_id, _owner_filter(principal)
         ):
-            raise Problem("key_not_found", f"There is no API key {key_id} in force.")
+            raise Problem("key_not_found", f"There is no API key {key_id}.")
 
 
 async def provision(

@@ -36,9 +36,10 @@ SELECT id, name, prefix, user_id, created_at FROM api_keys
 WHERE organization_id = $1 AND revoked_at IS NULL AND ($2::uuid IS NULL OR user_id = $2)
 ORDER BY created_at, id"""
 
+# Revoking again is as good as revoking: whoever was told 503 may repeat it.
 REVOKE_KEY = """
-UPDATE api_keys SET revoked_at = now()
-WHERE organization_id = $1 AND id = $2 AND revoked_at IS NULL AND ($3::uuid IS NULL OR user_id = $3)
+UPDATE api_keys SET revoked_at = coalesce(revoked_at, now())
+WHERE organization_id = $1 AND id = $2 AND ($3::uuid IS NULL OR user_id = $3)
 RETURNING id"""
 
 INSERT_ORGANIZATION = "INSERT INTO organizations (id, slug, name) VALUES ($1, $2, $3)"

@@ -110,8 +110,8 @@ async def desk(stack: Stack, topic: str, tmp_path_factory: pytest.TempPathFactor
     ):
         urls = {"GATEWAY_TICKETS_URL": tickets.url, "GATEWAY_SEARCH_URL": search.url, "LOG_LEVEL": "debug"}
         async with (
-            running_service(stack, "gateway", logs[2], **urls) as first,
-            running_service(stack, "gateway", logs[3], **urls) as second,
+            running_service(stack, "gateway", logs[2], script=(), **urls) as first,
+            running_service(stack, "gateway", logs[3], script=(), **urls) as second,
         ):
             tenants = [await provision(stack, agents=2) for _ in range(2)]
             yield Desk([first, second], tickets, tenants, logs)

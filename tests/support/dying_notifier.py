@@ -1,4 +1,4 @@
-"""A notifier that is killed at a named point: `python -m tests.support.dying_notifier before|after` (the announcement)."""
+"""A notifier killed at a named point: `python -m tests.support.dying_notifier before|after` (the announcement)."""
 
 import functools
 import os

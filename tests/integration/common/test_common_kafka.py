@@ -138,7 +138,7 @@ async def test_an_event_that_the_effect_rejects_goes_to_the_dead_letters(stack: 
 
 
 async def test_a_message_as_large_as_the_topic_takes_fits_into_the_dead_letters(stack: Stack, own_topic: str) -> None:
-    size = 2 * 1024 * 1024 - 200
+    size = 2 * 1024 * 1024 - 100
     await send(stack, own_topic, [(b"k", b"\x00" * size, [])])
     (good,) = events_of(1, 1)
     applied = Applied()

@@ -54,73 +54,70 @@ WITH_BODY = (
     ("PATCH", "/api/tickets/TICKET"),
     ("POST", "/api/tickets/TICKET/comments"),
 )
-# In order: method, path, body, status, code.
-FIELDS: tuple[tuple[str, str, Any, int, str], ...] = tuple(
-    (method, path, body, 422, "validation_failed")
-    for method, path, bodies in (
+_REFUSED: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
+    (
+        "POST",
+        "/api/tickets",
         (
-            "POST",
-            "/api/tickets",
-            (
-                {"title": 5},
-                {"title": None},
-                {"title": ""},
-                {"title": "   "},
-                {"title": "a" * 301},
-                {"title": "a\x00"},
-                {"title": "a", "description": "b\x00"},
-                {"title": "a", "description": "b" * 65_537},
-                {"title": "a", "description": None},
-                {"title": "a", "priority": "highest"},
-                {"title": "a", "priority": 1},
-                {"title": "a", "external_id": "x" * 201},
-                {"title": "a", "external_id": ""},
-                {"title": "a", "external_id": "\x00"},
-                {"title": "a", "fields": []},
-                {"title": "a", "fields": {"a": 10**400}},
-                {"title": "a", "fields": {"a": "\x00"}},
-                {"title": "a", "fields": {"\x00": "a"}},
-                {"title": "a", "fields": {"k" * 65: "a"}},
-                {"title": "a", "fields": {"a": "v" * 1001}},
-                {"title": "a", "fields": {str(n): "v" for n in range(51)}},
-                {"title": "a", "status": "solved"},
-                {"title": "a", "organization_id": SOMETHING},
-            ),
+            {"title": 5},
+            {"title": None},
+            {"title": ""},
+            {"title": "   "},
+            {"title": "a" * 301},
+            {"title": "a\x00"},
+            {"title": "a", "description": "b\x00"},
+            {"title": "a", "description": "b" * 65_537},
+            {"title": "a", "description": None},
+            {"title": "a", "priority": "highest"},
+            {"title": "a", "priority": 1},
+            {"title": "a", "external_id": "x" * 201},
+            {"title": "a", "external_id": ""},
+            {"title": "a", "external_id": "\x00"},
+            {"title": "a", "fields": []},
+            {"title": "a", "fields": {"a": 10**400}},
+            {"title": "a", "fields": {"a": "\x00"}},
+            {"title": "a", "fields": {"\x00": "a"}},
+            {"title": "a", "fields": {"k" * 65: "a"}},
+            {"title": "a", "fields": {"a": "v" * 1001}},
+            {"title": "a", "fields": {str(n): "v" for n in range(51)}},
+            {"title": "a", "status": "solved"},
+            {"title": "a", "organization_id": SOMETHING},
         ),
-        ("POST", "/api/tickets/bulk", ({"tickets": []}, {"tickets": {}}, {"tickets": [{"title": "a"}] * 501})),
+    ),
+    ("POST", "/api/tickets/bulk", ({"tickets": []}, {"tickets": {}}, {"tickets": [{"title": "a"}] * 501})),
+    (
+        "PATCH",
+        "/api/tickets/TICKET",
         (
-            "PATCH",
-            "/api/tickets/TICKET",
-            (
-                {"title": None},
-                {"title": "\x00"},
-                {"status": "gone"},
-                {"assigned_to": "nobody"},
-                {"assigned_to": SOMETHING},
-                {"version": 7},
-                {"external_id": "x"},
-            ),
+            {"title": None},
+            {"title": "\x00"},
+            {"status": "gone"},
+            {"assigned_to": "nobody"},
+            {"assigned_to": SOMETHING},
+            {"version": 7},
+            {"external_id": "x"},
         ),
+    ),
+    (
+        "POST",
+        "/api/tickets/TICKET/comments",
+        ({"body": ""}, {"body": " \n"}, {"body": "b" * 65_537}, {"body": "\x00"}, {"body": "b", "author_id": "x"}),
+    ),
+    ("POST", "/api/keys", ({"name": ""}, {"name": "n" * 101}, {"name": "\x00"}, {"name": ["n"]})),
+    (
+        "POST",
+        "/api/session",
         (
-            "POST",
-            "/api/tickets/TICKET/comments",
-            ({"body": ""}, {"body": " \n"}, {"body": "b" * 65_537}, {"body": "\x00"}, {"body": "b", "author_id": "x"}),
+            {"organization": "o", "email": "e", "password": 1},
+            {"organization": "o", "email": "e", "password": ""},
+            {"organization": "o", "email": "\x00", "password": "p"},
+            {"organization": "\x00", "email": "e", "password": "p"},
+            {"organization": "o", "email": "e", "password": "p" * 1001},
         ),
-        ("POST", "/api/keys", ({"name": ""}, {"name": "n" * 101}, {"name": "\x00"}, {"name": ["n"]})),
-        (
-            "POST",
-            "/api/session",
-            (
-                {"organization": "o", "email": "e", "password": 1},
-                {"organization": "o", "email": "e", "password": ""},
-                {"organization": "o", "email": "\x00", "password": "p"},
-                {"organization": "\x00", "email": "e", "password": "p"},
-                {"organization": "o", "email": "e", "password": "p" * 1001},
-            ),
-        ),
-    )
-    for body in bodies
+    ),
 )
+FIELDS = [(method, path, body) for method, path, bodies in _REFUSED for body in bodies]
+# In order: method, path, headers, status, code.
 REQUESTS: tuple[tuple[str, str, Mapping[str, str | bytes | None], int, str], ...] = (
     # routes and methods
     ("GET", "/", {}, 404, "route_not_found"),
@@ -245,12 +242,10 @@ async def test_a_body_of_the_wrong_form(desk: Desk, ticket: str, method: str, pa
     assert problem(reply) == (422, "validation_failed"), reply.body
 
 
-@pytest.mark.parametrize(("method", "path", "body", "status", "code"), FIELDS, ids=short)
-async def test_a_field_that_is_refused(  # noqa: PLR0917 (the table's columns)
-    desk: Desk, ticket: str, method: str, path: str, body: Any, status: int, code: str
-) -> None:
+@pytest.mark.parametrize(("method", "path", "body"), FIELDS, ids=short)
+async def test_a_field_that_is_refused(desk: Desk, ticket: str, method: str, path: str, body: Any) -> None:
     reply = await desk.ask(method, path.replace("TICKET", ticket), body, {"If-Match": '"1"'}, who=desk.acme)
-    assert problem(reply) == (status, code), reply.body
+    assert problem(reply) == (422, "validation_failed"), reply.body
     assert reply.json()["errors"] or body == {"tickets": []}
 
 

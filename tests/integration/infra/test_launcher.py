@@ -287,9 +287,10 @@ def test_logs_go_on_with_new_lines(running: Launcher) -> None:
     try:
         while "Ready to accept" not in reader.stdout.readline():
             pass
-        with (running.root / "logs/cache-redis.log").open("a") as file:
-            file.write("a new line\n")
-        assert reader.stdout.readline().split() == ["cache-redis", "a", "new", "line"]
+        for word in ("first", "second"):
+            with (running.root / "logs/cache-redis.log").open("a") as file:
+                file.write(f"{word}\n")
+            assert reader.stdout.readline().split() == ["cache-redis", word]
     finally:
         reader.send_signal(signal.SIGINT)
         assert reader.wait(10) == 0

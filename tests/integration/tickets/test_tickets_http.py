@@ -371,7 +371,7 @@ async def test_keys_are_made_listed_and_revoked_by_their_owner_or_an_admin(
     assert await listed(one) == [keys[1]["id"]]
     assert (await one.request("DELETE", f"/api/keys/{keys[2]['id']}")).code == "key_not_found"
     assert (await one.request("DELETE", f"/api/keys/{keys[1]['id']}")).status == 204
-    assert (await one.request("DELETE", f"/api/keys/{keys[1]['id']}")).status == 404
+    assert (await one.request("DELETE", f"/api/keys/{keys[1]['id']}")).status == 204, "safe to repeat"
     assert (await admin.request("DELETE", f"/api/keys/{keys[2]['id']}")).status == 204
     assert await listed(admin) == [keys[0]["id"]]
 

@@ -4,6 +4,8 @@ What is tested here is the command line's own part; the same commands meet the r
 """
 
 import asyncio
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -39,6 +41,17 @@ async def platform() -> AsyncIterator[StandIn]:
     async with TestServer(stand_in.app) as server:
         stand_in.url = str(server.make_url("/")).rstrip("/")
         yield stand_in
+
+
+async def started(platform: StandIn, *arguments: object) -> asyncio.subprocess.Process:
+    """Start `relaydesk ARGUMENTS` as a process of its own, which heeds SIGINT even where this one does not."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", "from cli.app import main; main()", *map(str, arguments)),
+        env={**os.environ, "RELAYDESK_URL": platform.url, "RELAYDESK_API_KEY": KEY},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's `&` leaves it ignored
+    )
 
 
 @pytest.fixture

@@ -3,10 +3,7 @@
 import asyncio
 import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ import pytest
 from cli import client
 from cli.errors import Exit
 from libs.common.models import BODY_BYTES
-from tests.unit.cli.conftest import Run
+from tests.unit.cli.conftest import Run, started
 from tests.unit.cli.stand_in import KEY, StandIn
 
 ABSENT = "(there is no such file)"
@@ -195,12 +192,9 @@ async def test_a_key_that_ends_in_between_ends_the_import(import_file: Run, plat
 async def test_ctrl_c_tells_how_far_it_came_and_the_next_run_ends_it(import_file: Run, platform: StandIn) -> None:
     platform.hold, platform.hold_after = asyncio.Event(), 3
     file = numbered(1000)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "from cli.app import main; main()", "import", file, "--organization", "acme",
-        "--batch", "100", "--parallel", "1", "--json",
-        env={**os.environ, "RELAYDESK_URL": platform.url, "RELAYDESK_API_KEY": KEY},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    process = await started(
+        platform, "import", file, "--organization", "acme", "--batch", 100, "--parallel", 1, "--json"
+    )
     try:
         await asyncio.wait_for(platform.held.get(), 120)
         process.send_signal(signal.SIGINT)

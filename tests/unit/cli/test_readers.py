@@ -246,6 +246,11 @@ def test_a_cut_off_export_gives_the_issues_before_the_cut() -> None:
     assert "reading ends here" in bad(rows)[0][2]
 
 
+def test_an_issue_just_before_broken_json_is_read() -> None:
+    rows = github_rows('[{"title": "a"}, oops')
+    assert [isinstance(row, Row) for row in rows] == [True, False]
+
+
 def test_an_issue_that_is_too_long_is_refused_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(github, "ISSUE_BYTES", 500)
     monkeypatch.setattr(github, "CHUNK_BYTES", 64)

@@ -3,17 +3,14 @@
 import asyncio
 import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 from cli import watching
 from cli.errors import Exit
-from tests.unit.cli.conftest import Run
+from tests.unit.cli.conftest import Run, started
 from tests.unit.cli.stand_in import KEY, StandIn
 
 
@@ -71,11 +68,7 @@ async def test_a_refused_subscription_is_exit_3(watch: Run, platform: StandIn) -
 
 
 async def test_ctrl_c_leaves_cleanly(platform: StandIn) -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", "from cli.app import main; main()", "watch", "--json",
-        env={**os.environ, "RELAYDESK_URL": platform.url, "RELAYDESK_API_KEY": KEY},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    process = await started(platform, "watch", "--json")
     assert process.stderr is not None
     try:
         assert b"Watching acme" in await asyncio.wait_for(process.stderr.readline(), 120)

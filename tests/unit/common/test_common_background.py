@@ -93,6 +93,27 @@ async def test_a_timeout_inside_the_work_is_a_failure_and_no_cancellation() -> N
     assert runs == 2
 
 
+async def test_work_is_started_again_when_a_task_group_in_it_failed() -> None:
+    """As the relay: its tasks live in a TaskGroup, and a failing one once ended it for good without a word."""
+    started = 0
+    again = asyncio.Event()
+
+    async def fail() -> None:
+        raise OSError("the database is gone")
+
+    async def work() -> None:
+        nonlocal started
+        started += 1
+        if started == 3:
+            again.set()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(fail())
+            tasks.create_task(asyncio.sleep(60))
+
+    async with background.running("work", work), asyncio.timeout(10):
+        await again.wait()
+
+
 async def test_cancelling_in_a_pause_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "_FIRST_PAUSE_SECONDS", 3600.0)
     monkeypatch.setattr(background, "_LONGEST_PAUSE_SECONDS", 3600.0)

@@ -1,0 +1,295 @@
+"""Cached reads, paging, conditional requests and consistency, through two real gateways."""
+
+import asyncio
+import json
+import time
+import uuid
+from typing import Any
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from libs.common.cache.tags import CHANNEL
+from tests.support.desk import Desk, Reply, problem
+from tests.support.platform import Tenant
+
+TOKEN = "Relaydesk-Consistency"
+BEHIND_SECONDS = 2.0
+
+
+async def create(desk: Desk, tenant: Tenant, title: str = "A ticket", *, gateway: int = 0) -> Reply:
+    reply = await desk.ask("POST", "/api/tickets", {"title": title}, who=tenant, gateway=gateway)
+    assert reply.status == 201, reply
+    return reply
+
+
+async def update(desk: Desk, tenant: Tenant, ticket: str, version: int, *, gateway: int = 0) -> Reply:
+    reply = await desk.ask(
+        "PATCH",
+        f"/api/tickets/{ticket}",
+        {"title": f"Version {version + 1}"},
+        {"If-Match": f'"{version}"'},
+        who=tenant,
+        gateway=gateway,
+    )
+    assert reply.status == 200, reply
+    return reply
+
+
+async def read(desk: Desk, tenant: Tenant, target: str, *, gateway: int = 0, token: str | None = None) -> Reply:
+    reply = await desk.ask("GET", target, None, {TOKEN: token}, who=tenant, gateway=gateway)
+    assert reply.status == 200, reply
+    return reply
+
+
+async def read_until(desk: Desk, target: str, outcome: str, *, gateway: int = 0) -> Reply:
+    """Read until a cache level answers: what was written just now is still being invalidated by its event."""
+    async with asyncio.timeout(20):
+        while True:
+            reply = await read(desk, desk.acme, target, gateway=gateway)
+            if reply.headers["relaydesk-cache"] == outcome:
+                return reply
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def ticket(desk: Desk) -> str:
+    return str((await create(desk, desk.acme)).json()["id"])
+
+
+async def test_an_answer_says_which_level_gave_it(desk: Desk, ticket: str) -> None:
+    target = f"/api/tickets/{ticket}"
+    first = await read_until(desk, target, "l1")
+    assert first.headers["etag"] == '"1"'
+    assert first.headers["cache-control"] == "private, no-cache"
+    assert await read_until(desk, target, "l1", gateway=1)
+    other = await read(desk, desk.acme, target, gateway=1)
+    assert other.body == first.body
+
+
+async def test_the_second_gateway_finds_what_the_first_has_loaded(desk: Desk, ticket: str) -> None:
+    target = f"/api/tickets/{ticket}?{uuid.uuid4().hex}"
+    await read_until(desk, target, "l1")
+    assert (await read(desk, desk.acme, target, gateway=1)).headers["relaydesk-cache"] == "l2"
+    assert (await read(desk, desk.acme, target, gateway=1)).headers["relaydesk-cache"] == "l1"
+
+
+async def test_a_writer_reads_its_own_writes_and_a_token_carries_them_to_another_gateway(
+    desk: Desk, ticket: str
+) -> None:
+    target = f"/api/tickets/{ticket}"
+    for version in range(1, 16):
+        for gateway in (0, 1):
+            await read(desk, desk.acme, target, gateway=gateway)
+        writer = version % 2
+        token = (await update(desk, desk.acme, ticket, version, gateway=writer)).headers[TOKEN.lower()]
+        own = await read(desk, desk.acme, target, gateway=writer)
+        assert own.json()["version"] == version + 1
+        carried = await read(desk, desk.acme, target, gateway=1 - writer, token=token)
+        assert carried.json()["version"] == version + 1
+        assert carried.headers[TOKEN.lower()] >= token
+        listed = await read(desk, desk.acme, "/api/tickets?limit=5", gateway=1 - writer, token=token)
+        assert {t["id"]: t["version"] for t in listed.json()["tickets"]}[ticket] == version + 1
+
+
+async def test_comments_are_read_back_at_once(desk: Desk, ticket: str) -> None:
+    target = f"/api/tickets/{ticket}/comments"
+    for number in range(1, 6):
+        await read(desk, desk.acme, target)
+        made = await desk.ask("POST", target, {"body": f"Comment {number}"}, who=desk.acme)
+        assert made.status == 201
+        assert [c["body"] for c in (await read(desk, desk.acme, target)).json()["comments"]][-1] == f"Comment {number}"
+        there = await read(desk, desk.acme, target, gateway=1, token=made.headers[TOKEN.lower()])
+        assert len(there.json()["comments"]) == number
+
+
+async def test_everybody_else_is_at_most_two_seconds_behind(desk: Desk, ticket: str) -> None:
+    target = f"/api/tickets/{ticket}"
+    await read_until(desk, target, "l1", gateway=1)
+    await update(desk, desk.acme, ticket, 1, gateway=0)
+    deadline = time.monotonic() + BEHIND_SECONDS
+    while (await read(desk, desk.acme, target, gateway=1)).json()["version"] != 2:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("spelling", [str.upper, lambda text: uuid.UUID(text).hex, "urn:uuid:{}".format])
+async def test_an_id_in_another_spelling_is_the_same_ticket_to_the_cache(
+    desk: Desk, ticket: str, spelling: Any
+) -> None:
+    target, other = f"/api/tickets/{ticket}", f"/api/tickets/{spelling(ticket)}"
+    await read_until(desk, other, "l1")
+    await update(desk, desk.acme, ticket, 1)
+    assert (await read(desk, desk.acme, other)).json()["version"] == 2
+    await read_until(desk, target, "l1")
+    reply = await desk.ask("PATCH", other, {"title": "Again"}, {"If-Match": '"2"'}, who=desk.acme)
+    assert reply.status == 200
+    assert (await read(desk, desk.acme, target)).json()["version"] == 3
+
+
+async def test_what_has_not_changed_is_not_sent_again(desk: Desk, ticket: str) -> None:
+    for target in (f"/api/tickets/{ticket}", f"/api/tickets/{ticket}/comments", "/api/tickets?limit=3"):
+        etag = (await read(desk, desk.acme, target)).headers["etag"]
+        assert etag.startswith('"')
+        for condition in (etag, f'"x", W/{etag}', "*"):
+            reply = await desk.ask("GET", target, None, {"If-None-Match": condition}, who=desk.acme)
+            assert (reply.status, reply.body) == (304, b""), (target, condition)
+            assert reply.headers["etag"] == etag
+            assert reply.headers[TOKEN.lower()]
+        assert (await desk.ask("GET", target, None, {"If-None-Match": '"x"'}, who=desk.acme)).status == 200
+    await update(desk, desk.acme, ticket, 1)
+    reply = await desk.ask("GET", f"/api/tickets/{ticket}", None, {"If-None-Match": '"1"'}, who=desk.acme)
+    assert (reply.status, reply.headers["etag"]) == (200, '"2"')
+
+
+async def test_pages_are_linked(desk: Desk) -> None:
+    made = [(await create(desk, desk.other, f"Page {n}")).json()["id"] for n in range(5)]
+    found: list[str] = []
+    target: str | None = "/api/tickets?limit=2"
+    while target is not None and len(found) < 5:
+        reply = await read(desk, desk.other, target)
+        page = reply.json()
+        found += [ticket["id"] for ticket in page["tickets"]]
+        link = reply.headers.get("link")
+        assert (link is None) == (page["next_cursor"] is None)
+        target = None
+        if link is not None:
+            target, _, relation = link.partition(">")
+            assert relation == '; rel="next"'
+            target = target.removeprefix("<")
+            assert target.startswith("/api/tickets?")
+            assert "limit=2" in target
+    assert found[:5] == made[::-1], "newest first"
+
+
+async def test_different_searches_one_after_another_are_answered_and_cached(desk: Desk) -> None:
+    """Search answers know no position in the log; their tag lives with that."""
+    word = f"w{uuid.uuid4().hex}"
+    made = await create(desk, desk.acme, f"Printer {word}")
+    async with asyncio.timeout(30):
+        while not (await read(desk, desk.acme, f"/api/search?q={word}")).json()["results"]:
+            await asyncio.sleep(0.05)
+    for query in ("printer", word, f"printer%20{word}", "nothing-of-this"):
+        for _ in range(3):
+            await read(desk, desk.acme, f"/api/search?q={query}")
+    reply = await read_until(desk, f"/api/search?q={word}", "l1")
+    assert [result["ticket"]["id"] for result in reply.json()["results"]] == [made.json()["id"]]
+    assert TOKEN.lower() not in reply.headers
+
+
+async def test_a_token_from_the_future_is_refused_and_fails_nobody_else(desk: Desk, ticket: str) -> None:
+    target = f"/api/tickets/{ticket}"
+    future = "00000001-7fffffffffffffff"
+    replies = await asyncio.gather(
+        *(
+            desk.ask("GET", f"{target}?{n // 4}", None, {TOKEN: future if n % 4 == 0 else None}, who=desk.acme)
+            for n in range(40)
+        )
+    )
+    for n, reply in enumerate(replies):
+        if n % 4 == 0:
+            assert problem(reply) == (400, "invalid_parameter")
+        else:
+            assert reply.status == 200, reply
+
+
+async def test_internal_headers_of_a_client_are_ignored_and_none_is_told(desk: Desk, ticket: str) -> None:
+    forged = {
+        "Relaydesk-Principal": "eyJhbGciOiJub25lIn0.e30.",
+        "Relaydesk-As-Of": "00000001-ffffffffffffffff",
+        "Relaydesk-Read-Primary": "1",
+        "X-Forwarded-For": "127.0.0.1",
+    }
+    target = f"/api/tickets/{ticket}?{uuid.uuid4().hex}"
+    replies = [
+        await desk.ask("GET", target, None, forged, who=desk.acme),
+        await desk.ask("GET", target, None, forged, who=desk.acme),
+        await desk.ask("GET", "/api/tickets", None, forged, who=desk.acme),
+        await desk.ask("POST", "/api/tickets", {"title": "Mine"}, forged, who=desk.acme),
+        await desk.ask("GET", "/api/keys", None, forged, who=desk.acme),
+        await desk.ask("GET", "/api/search?q=mine", None, forged, who=desk.acme),
+    ]
+    for reply in replies:
+        assert reply.status in {200, 201}
+        told = {name for name in reply.headers if name.startswith("relaydesk-")}
+        assert told <= {"relaydesk-consistency", "relaydesk-cache"}
+        for value in reply.headers.values():
+            assert not value.startswith("eyJ"), "no internal token comes out"
+    assert replies[3].json()["organization_id"] == desk.acme.organization_id
+    without_credential = await desk.ask("GET", target, None, forged)
+    assert problem(without_credential) == (401, "authentication_required")
+
+
+ROUTES = (
+    ("GET", "/api/tickets/{ticket}", None),
+    ("PATCH", "/api/tickets/{ticket}", {"title": "Taken over"}),
+    ("POST", "/api/tickets/{ticket}/comments", {"body": "I was here"}),
+    ("GET", "/api/tickets/{ticket}/comments", None),
+    ("GET", "/api/tickets/..%2f..%2finternal%2ftickets%2f{ticket}?organization_id={organization}", None),
+    ("GET", "/api/tickets/%2e%2e%2f%2e%2e%2finternal%2ftickets%2f{ticket}?organization_id={organization}", None),
+    ("GET", "/api/tickets/{ticket}?organization_id={organization}", None),
+    ("DELETE", "/api/keys/{key}", None),
+)
+
+
+@pytest.mark.parametrize(("method", "path", "body"), ROUTES)
+async def test_another_organizations_ids_lead_nowhere(
+    desk: Desk, database: asyncpg.Pool, method: str, path: str, body: Any
+) -> None:
+    secret = f"secret-{uuid.uuid4().hex}"
+    ticket = (await create(desk, desk.other, secret)).json()["id"]
+    key = (await desk.ask("POST", "/api/keys", {"name": secret}, who=desk.other)).json()
+    target = path.format(ticket=ticket, key=key["id"], organization=desk.other.organization_id)
+    headers: dict[str, str | bytes | None] = {"If-Match": '"1"'}
+    # The owner's answer stands in every cache level when the stranger asks.
+    for gateway in (0, 1):
+        await read(desk, desk.other, f"/api/tickets/{ticket}", gateway=gateway)
+        await read(desk, desk.other, f"/api/tickets/{ticket}/comments", gateway=gateway)
+    for gateway in (0, 1):
+        reply = await desk.ask(method, target, body, headers, who=desk.acme, gateway=gateway)
+        assert reply.status == 404, reply
+        assert problem(reply)[1] in {"ticket_not_found", "key_not_found"}
+        assert secret not in reply.body.decode()
+    row = await database.fetchrow(
+        "SELECT version, (SELECT count(*) FROM comments c WHERE c.ticket_id = t.id) AS comments FROM tickets t"
+        " WHERE id = $1",
+        uuid.UUID(ticket),
+    )
+    assert tuple(row) == (1, 0)
+    assert (await desk.ask("GET", "/api/session", None, {"Authorization": f"Bearer {key['key']}"})).status == 200
+
+
+async def test_lists_and_searches_show_ones_own_organization_only(desk: Desk) -> None:
+    word = f"w{uuid.uuid4().hex}"
+    theirs = (await create(desk, desk.other, f"Theirs {word}")).json()["id"]
+    async with asyncio.timeout(30):
+        while not (await read(desk, desk.other, f"/api/search?q={word}")).json()["results"]:
+            await asyncio.sleep(0.05)
+    for target in ("/api/tickets?limit=100", f"/api/search?q={word}", "/api/keys"):
+        reply = await read(desk, desk.acme, target)
+        assert theirs not in reply.body.decode()
+        assert desk.other.organization_id not in reply.body.decode()
+    keys = (await read(desk, desk.acme, "/api/keys")).json()["keys"]
+    assert {key["user_id"] for key in keys} <= {user["id"] for user in desk.acme.users}
+    assignee = await desk.ask(
+        "PATCH",
+        f"/api/tickets/{(await create(desk, desk.acme)).json()['id']}",
+        {"assigned_to": desk.other.users[0]["id"]},
+        {"If-Match": '"1"'},
+        who=desk.acme,
+    )
+    assert problem(assignee) == (422, "validation_failed"), "nor can one of theirs be assigned"
+
+
+async def test_the_absolute_form_of_a_target_is_understood(desk: Desk, ticket: str) -> None:
+    """RFC 9112, section 3.2.2: servers must accept it; the services behind are asked for the path alone."""
+    listed = await desk.ask("GET", "http://desk/api/keys", who=desk.acme)
+    assert listed.status == 200, listed
+    assert (await read(desk, desk.acme, f"http://desk/api/tickets/{ticket}")).json()["id"] == ticket
+
+
+async def test_the_document_is_served(desk: Desk) -> None:
+    reply = await desk.ask("GET", "/api/openapi.json")
+    assert reply.status == 200
+    assert json.loads(reply.body)["openapi"].startswith("3.1")
+    assert CHANNEL not in reply.body.decode()
