@@ -61,7 +61,10 @@ class EventTypes:
 
 
 class TicketEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """An event as consumers see it. `position` is the write-ahead log position that includes the write."""
+    """An event as consumers see it. `position` is the write-ahead log position that includes the write.
+
+    `value` is the JSON as it was in Kafka: who hands an event on uses it, with the fields that a newer producer added.
+    """
 
     id: uuid.UUID
     type: str
@@ -71,6 +74,7 @@ class TicketEvent(msgspec.Struct, frozen=True, kw_only=True):
     position: Position
     traceparent: str | None
     data: TicketEventData
+    value: bytes
 
 
 class EventError(Exception):
@@ -136,6 +140,7 @@ def decode(message_headers: Sequence[tuple[str, bytes]], value: bytes | None) ->
             position=Position.from_token(found["ce_consistency"]),
             traceparent=found.get("traceparent"),
             data=_decoder.decode(value or b""),
+            value=value or b"",
         )
         _require_consistent(event, uuid.UUID(found["ce_subject"]))
     except EventError:

@@ -99,13 +99,16 @@ async def read_body(request: web.Request) -> bytes:
         raise Problem("malformed_request", "The body cannot be decoded.") from error
 
 
-def add_service_defaults(app: web.Application, *, translate: Translate | None = None) -> None:
+def add_service_defaults(
+    app: web.Application, *, translate: Translate | None = None, streaming: frozenset[str] = frozenset()
+) -> None:
     """Give `app` the probes, `/metrics` and the request middleware.
 
-    `translate` maps a driver's exception to the problem a client is told; None means an internal error.
+    `translate` maps a driver's exception to the problem a client is told; None means an internal error. `streaming`
+    routes (websockets, long polls) last as long as the client likes: they are left out of spans, durations and log.
     """
     app[READINESS] = Readiness()
-    app.middlewares.insert(0, _request_middleware(translate or (lambda _error: None)))
+    app.middlewares.insert(0, _request_middleware(translate or (lambda _error: None), streaming))
     app.router.add_get("/livez", _livez)
     app.router.add_get("/readyz", _readyz)
     app.router.add_get("/metrics", _metrics)
@@ -137,12 +140,14 @@ def _route_of(request: web.Request) -> str:
     return resource.canonical if resource is not None else "unmatched"
 
 
-def _request_middleware(translate: Translate):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _request_middleware(translate: Translate, streaming: frozenset[str]):  # type: ignore[no-untyped-def]  # noqa: ANN202
     durations: dict[tuple[str, str, int], Histogram] = {}
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         route = _route_of(request)
+        if route in streaming:
+            return await _answer(request, handler, translate)
         started = time.perf_counter()
         fields: dict[str, object] = {}
         request[LOG_FIELDS] = fields

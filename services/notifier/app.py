@@ -16,7 +16,7 @@ from services.notifier.delivery import Delivery
 from services.notifier.engine import socket_server
 from services.notifier.revocations import Revocations
 from services.notifier.settings import Settings
-from services.notifier.sockets import EVENT, Sockets, room_of
+from services.notifier.sockets import EVENT, PATH, Sockets, room_of
 from services.notifier.streams import Streams, connect
 
 NAME = "notifier"
@@ -46,7 +46,7 @@ def build_app(settings: Settings) -> web.Application:
         await redis.aclose()
 
     app = web.Application()
-    add_service_defaults(app)
+    add_service_defaults(app, streaming=frozenset({PATH}))
     sockets.add_routes(app)
     app.cleanup_ctx.append(run_background)
     app.on_shutdown.append(sockets.close_all)

@@ -10,7 +10,7 @@ import msgspec
 import structlog
 from redis.exceptions import RedisError
 
-from libs.common.events import EventTypes, TicketEvent, encode_data
+from libs.common.events import EventTypes, TicketEvent
 from services.notifier.metrics import ANNOUNCED, VERSION_GAPS
 from services.notifier.streams import ANNOUNCED_AFTER_GAP, DUPLICATE, Announcement, Streams
 
@@ -63,7 +63,7 @@ class Announcer:
 def on_ticket_event(event: TicketEvent) -> Announcement:
     """The item of an event that everybody in the organization may see."""
     head = _json.encode(_ItemHead(event.id, event.type, event.time, event.version, event.position.token()))
-    item = head[:-1] + b"," + encode_data(event.data)[1:]
+    item = head[:-1] + b"," + event.value.lstrip()[1:]
     return Announcement(event.organization_id, event.data.ticket.id, event.version, item)
 
 

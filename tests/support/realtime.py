@@ -49,6 +49,7 @@ def ticket_event(
         created_at=now,
         updated_at=now,
     )
+    data = TicketEventData(ticket=ticket, changed=["title"], actor=Actor(user_id, "session", "Agent"))
     return TicketEvent(
         id=uuid.uuid4(),
         type=(EventTypes.CREATED if version == 1 else EventTypes.UPDATED).name,
@@ -57,7 +58,8 @@ def ticket_event(
         version=version,
         position=Position(1, version),
         traceparent=None,
-        data=TicketEventData(ticket=ticket, changed=["title"], actor=Actor(user_id, "session", "Agent")),
+        data=data,
+        value=encode_data(data),
     )
 
 
@@ -70,7 +72,7 @@ async def publish(stack: Stack, events: Sequence[TicketEvent]) -> None:
             await sender.send(
                 TOPIC,
                 key=str(event.data.ticket.id).encode(),
-                value=encode_data(event.data),
+                value=event.value,
                 headers=headers(
                     event_id=event.id,
                     event_type=event.type,

@@ -313,3 +313,10 @@ async def test_counters_tell_sockets_and_deliveries(stack: Stack, notifier: Test
     assert [await value(name) - before[name] for name in names] == [4, 2, 1, 1]
     await asyncio.sleep(0.1)
     assert await value("notifier_sockets") == sockets
+
+
+async def test_a_polling_client_that_leaves_is_let_go(stack: Stack, notifier: TestedService) -> None:
+    """Its open poll is answered; the engine alone would hold it for 85 s."""
+    token = realtime_token(stack, principal(uuid.uuid4()))
+    async with asyncio.timeout(30), listening(notifier.url, token, transports=("polling",)):
+        pass

@@ -51,6 +51,12 @@ def test_an_item_is_the_event_as_it_is_in_kafka_under_its_offset(title: str, des
     )
 
 
+def test_a_field_that_a_newer_producer_added_reaches_the_clients() -> None:
+    event = ticket_event(uuid.uuid4(), uuid.uuid4(), 1)
+    newer = msgspec.structs.replace(event, value=event.value[:-1] + b',"severity":{"level":3}}')
+    assert msgspec.json.decode(on_ticket_event(newer).item)["severity"] == {"level": 3}
+
+
 def test_encoded_items_go_into_a_message_as_they_are() -> None:
     raw = msgspec.Raw(b'{"a" : 1}')
     packet = _Packet(data=["notifications", [raw, raw]], namespace="/")
