@@ -4,7 +4,7 @@ import asyncio
 import enum
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -73,13 +73,15 @@ class Part:
         self.detail = detail
         self.watcher(self)
 
-    async def start(self) -> None:
-        """Prepare, start and wait until it is ready; raises LauncherError."""
+    async def start(self, servers: Awaitable[object] | None = None) -> None:
+        """Prepare, wait for the servers that it uses, start and wait until it is ready; raises LauncherError."""
         begun = time.monotonic()
         try:
             self.report(State.PREPARING)
             self._check_ports()
             await self.prepare()
+            if servers is not None:
+                await servers
             self.report(State.STARTING)
             self.process = process.spawn(self.command())
             await self._wait_until_ready()

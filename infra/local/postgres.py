@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,11 +141,11 @@ class PostgresServer(Part):
         """The data directory of this server."""
         return self.installation.data / self.name
 
-    async def start(self) -> None:
+    async def start(self, servers: Awaitable[object] | None = None) -> None:
         deadline = time.monotonic() + ORPHANS_SECONDS
         while True:
             try:
-                await super().start()
+                await super().start(servers)
             except LauncherError:
                 # After a crash of its parent a backend may live on until it comes to wait for something.
                 orphans = self.process is not None and SHARED_MEMORY_IN_USE in self.process.output()

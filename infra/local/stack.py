@@ -168,8 +168,7 @@ class Stack:
             async with asyncio.TaskGroup() as group:
                 started: dict[str, asyncio.Task[None]] = {}
                 for part in self.parts.values():
-                    needed = [started[name] for name in self._needs(part)]
-                    started[part.name] = group.create_task(self._start_after(part, needed))
+                    started[part.name] = group.create_task(self._start(part, dict(started)))
         except BaseException as error:
             await self.stop()
             cause = first_cause(error)
@@ -224,15 +223,14 @@ class Stack:
 
     # --- inside ----------------------------------------------------------------------------------------
 
-    async def _start_after(self, part: Part, needed: list[asyncio.Task[None]]) -> None:
-        await asyncio.gather(*(asyncio.shield(task) for task in needed))
-        await part.start()
+    async def _start(self, part: Part, started: Mapping[str, asyncio.Task[None]]) -> None:
+        """Start a part as early as it can be: a service is migrated while Kafka still starts."""
 
-    def _needs(self, part: Part) -> list[str]:
-        """Names of the parts that must be ready first."""
-        if isinstance(part, Service):
-            return [name for name, other in self.parts.items() if not isinstance(other, Service)]
-        return [self.primary.name] if isinstance(part, PostgresReplica) else []
+        async def ready(names: Sequence[str]) -> None:
+            await asyncio.gather(*(asyncio.shield(started[name]) for name in names if name in started))
+
+        await ready(part.prepared_after)
+        await part.start(ready(part.started_after))
 
     def _require_space(self) -> None:
         free = psutil.disk_usage(str(self.root)).free // 1_000_000
