@@ -10,11 +10,17 @@ from infra.local.environment import Addresses, require_consistent, service_envir
 from infra.local.kafka.broker import KafkaBroker
 from infra.local.part import Part
 from infra.local.ports import HOST
-from infra.local.postgres import PostgresPrimary, PostgresReplica
+from infra.local.postgres import PostgresPrimary, PostgresReplica, PostgresServer
 from infra.local.redis import CACHE_SETTINGS, DURABLE_SETTINGS, RedisServer
-from infra.local.services import Service
+from infra.local.services import WITH_DATABASE, Service
 
 ANALYTICS = "analytics"
+USED_SERVERS: dict[str, tuple[type[Part], ...]] = {
+    "gateway": (RedisServer,),
+    "tickets": (PostgresServer, KafkaBroker),
+    "notifier": (RedisServer, KafkaBroker),
+    "search": (PostgresServer, RedisServer, KafkaBroker),
+}
 
 
 class Composition:
@@ -153,4 +159,8 @@ class Composition:
     def _service(self, name: str) -> None:
         variable = f"{name.upper()}_PORT"
         environment = partial(service_environment, name, self.addresses, self._credentials, self._environ)
-        self._add(Service(name, self._ports[variable], variable, environment=environment, log=self._log(name)))
+        service = Service(name, self._ports[variable], variable, environment=environment, log=self._log(name))
+        if name in WITH_DATABASE and self.primary is not None:
+            service.prepared_after = [self.primary.name]
+        service.started_after = [other.name for other in self.parts.values() if isinstance(other, USED_SERVERS[name])]
+        self._add(service)

@@ -4,7 +4,7 @@ import asyncio
 import enum
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,6 +33,10 @@ class Part:
 
     Subclasses say how to prepare (`prepare`), what to run (`command`), when it answers (`is_ready`) and
     what is left to do then (`finish`). All four may be called again after a crash: they are idempotent.
+
+    Attributes:
+        prepared_after: Names of the parts that must be ready before it is prepared.
+        started_after: Names of the parts that must be ready before its process starts.
     """
 
     ready_patience: ClassVar[float] = 60.0
@@ -46,6 +50,8 @@ class Part:
         self.state = State.WAITING
         self.detail = ""
         self.process: Process | None = None
+        self.prepared_after: Sequence[str] = ()
+        self.started_after: Sequence[str] = ()
         self.watcher: Callable[[Part], None] = lambda _part: None
 
     async def prepare(self) -> None:
@@ -73,7 +79,7 @@ class Part:
         self.detail = detail
         self.watcher(self)
 
-    async def start(self, servers: Awaitable[object] | None = None) -> None:
+    async def start(self, servers: Callable[[], Awaitable[None]] | None = None) -> None:
         """Prepare, wait for the servers that it uses, start and wait until it is ready; raises LauncherError."""
         begun = time.monotonic()
         try:
@@ -81,7 +87,7 @@ class Part:
             self._check_ports()
             await self.prepare()
             if servers is not None:
-                await servers
+                await servers()
             self.report(State.STARTING)
             self.process = process.spawn(self.command())
             await self._wait_until_ready()

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,7 +141,7 @@ class PostgresServer(Part):
         """The data directory of this server."""
         return self.installation.data / self.name
 
-    async def start(self, servers: Awaitable[object] | None = None) -> None:
+    async def start(self, servers: Callable[[], Awaitable[None]] | None = None) -> None:
         deadline = time.monotonic() + ORPHANS_SECONDS
         while True:
             try:
@@ -279,6 +279,7 @@ class PostgresReplica(PostgresServer):
         primary: PostgresPrimary,
     ) -> None:
         super().__init__(name, port, port_variable, root=root, log=log, credentials=credentials)
+        self.prepared_after = [primary.name]
         self._primary = primary
         self._slot = name.replace("-", "_")
 

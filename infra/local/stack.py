@@ -27,7 +27,7 @@ from infra.local.credentials import SERVICES, Credentials
 from infra.local.environment import service_environment
 from infra.local.errors import LauncherError, first_cause, from_os_error
 from infra.local.part import Part
-from infra.local.postgres import PostgresPrimary, PostgresReplica
+from infra.local.postgres import PostgresPrimary
 from infra.local.runfile import FolderLock, RunFile
 from infra.local.services import Service
 
@@ -230,7 +230,7 @@ class Stack:
             await asyncio.gather(*(asyncio.shield(started[name]) for name in names if name in started))
 
         await ready(part.prepared_after)
-        await part.start(ready(part.started_after))
+        await part.start(lambda: ready(part.started_after))
 
     def _require_space(self) -> None:
         free = psutil.disk_usage(str(self.root)).free // 1_000_000

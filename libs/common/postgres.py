@@ -33,6 +33,7 @@ UNAVAILABLE_ERRORS = (
     asyncpg.InsufficientResourcesError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a statement on a connection whose server has just said that it ends it
 )
 
 # A write, with the table it goes to ("FOR UPDATE" and "DO UPDATE SET" are none), and what a SELECT reads from (a

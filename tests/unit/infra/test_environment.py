@@ -150,3 +150,23 @@ def test_replicas_are_as_many_as_were_asked_for(tmp_path: Path) -> None:
     stack = Stack(tmp_path, services=(), replicas=2, analytics=True)
     assert len(stack.replica_urls) == 2
     assert stack.analytics_url not in stack.replica_urls
+
+
+def test_a_service_is_migrated_when_its_database_is_there_and_started_when_all_its_servers_are(
+    tmp_path: Path,
+) -> None:
+    everything = Stack(tmp_path).parts
+    assert {name: list(everything[name].prepared_after) for name in SERVICES} == {
+        "gateway": [],
+        "tickets": ["postgres"],
+        "notifier": [],
+        "search": ["postgres"],
+    }
+    assert {name: list(everything[name].started_after) for name in SERVICES} == {
+        "gateway": ["redis", "cache-redis"],
+        "tickets": ["postgres", "replica-1", "kafka"],
+        "notifier": ["kafka", "redis", "cache-redis"],
+        "search": ["postgres", "replica-1", "kafka", "redis", "cache-redis"],
+    }
+    external = Stack(tmp_path, environ=EXTERNAL).parts
+    assert [part.name for part in external.values() if part.prepared_after or part.started_after] == []
