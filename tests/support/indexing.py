@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from infra.local.ports import HOST
-from libs.common.events import EventTypes, TicketEvent
+from libs.common.events import EventTypes, TicketEvent, encode_data
 from libs.common.identity import HEADER, Verifier
 from libs.common.models import Comment, TicketDocument
 from libs.common.service import add_service_defaults, json_response
@@ -23,13 +23,15 @@ def created(organization_id: uuid.UUID, *, title: str = "A ticket", description:
 def changed(before: TicketEvent, **fields: object) -> TicketEvent:
     """The event of the next version."""
     ticket = msgspec.structs.replace(before.data.ticket, version=before.version + 1, **fields)
+    data = msgspec.structs.replace(before.data, ticket=ticket, changed=sorted(fields), comment=None)
     return msgspec.structs.replace(
         before,
         id=uuid.uuid4(),
         type=EventTypes.UPDATED.name,
         version=ticket.version,
         position=before.position._replace(lsn=before.position.lsn + 1),
-        data=msgspec.structs.replace(before.data, ticket=ticket, changed=sorted(fields), comment=None),
+        data=data,
+        value=encode_data(data),
     )
 
 
@@ -43,7 +45,7 @@ def commented(before: TicketEvent, body: str) -> TicketEvent:
         created_at=dt.datetime.now(dt.UTC),
     )
     data = msgspec.structs.replace(event.data, comment=comment)
-    return msgspec.structs.replace(event, type=EventTypes.COMMENTED.name, data=data)
+    return msgspec.structs.replace(event, type=EventTypes.COMMENTED.name, data=data, value=encode_data(data))
 
 
 def document_after(life: Sequence[TicketEvent]) -> TicketDocument:

@@ -129,6 +129,7 @@ class ReadThroughCache:
             asked = False
             while True:
                 message = await pubsub.get_message(timeout=_SILENCE_SECONDS)
+                _stop_if_cancelled()
                 if message is None:
                     if asked:
                         raise TimeoutError("the invalidation connection is silent")
@@ -260,6 +261,16 @@ class ReadThroughCache:
     def _l2_failed(self, error: Exception) -> None:
         self._l2_retry_at = time.monotonic() + _RETRY_L2_SECONDS
         log.warning("cache_unavailable", error=repr(error), retry_in_seconds=_RETRY_L2_SECONDS)
+
+
+def _stop_if_cancelled() -> None:
+    """Redis's client uses asyncio.wait_for, which until Python 3.12 swallows a cancellation that comes with its result.
+
+    Whoever listens for ever would then never hear of it.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _exceeds(need: Position | None, offered: Position | None) -> bool:

@@ -161,6 +161,21 @@ async def test_an_outage_is_waited_for_and_nothing_is_doubled(import_file: Run, 
     assert result.err.count("answers again") == result.err.count("Trying again")
 
 
+async def test_an_answer_that_does_not_come_is_asked_for_again(
+    import_file: Run, platform: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "TIMEOUT_SECONDS", 0.5)
+    platform.hold = asyncio.Event()
+    job = asyncio.create_task(import_file(numbered(10), "--json"))
+    for _ in range(2):
+        await platform.held.get()
+    platform.hold.set()
+    result = await job
+    assert result.code == Exit.OK
+    assert "did not answer within 0.5 s" in result.err
+    assert len(platform.tickets) == 10
+
+
 async def test_a_platform_that_is_not_there_yet_is_waited_for(run: Run) -> None:
     arguments = ("--organization", "acme", "--url", "http://127.0.0.1:9", "--api-key", KEY, "--retry-for", "1.5")
     result = await run("import", written("a.csv", ROWS), *arguments)

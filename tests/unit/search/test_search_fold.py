@@ -83,15 +83,6 @@ def test_a_gap_asks_for_the_newest_event_seen() -> None:
     assert not folded.documents
 
 
-@pytest.mark.parametrize("field", ["version", "organization_id"])
-def test_an_event_that_contradicts_itself_is_rejected(field: str) -> None:
-    event = created(ORGANIZATION)
-    wrong = msgspec.structs.replace(event, **{field: 2 if field == "version" else uuid.uuid4()})
-    with pytest.raises(EventRejected, match="contradict") as raised:
-        fold({}, [event, wrong], INDEX_HANDLERS)
-    assert raised.value.event is wrong
-
-
 def test_a_comment_event_without_a_comment_is_rejected() -> None:
     first = created(ORGANIZATION)
     event = commented(first, "x")
