@@ -7,7 +7,7 @@
 # It tests a clone of the last commit; --working-tree takes the files as they are now. DEBOOTSTRAP_MIRROR names a
 # Debian mirror. Certificates in /usr/local/share/ca-certificates and in SSL_CERT_FILE are trusted inside as well.
 # The root lives in a mount and process namespace of its own: when this script ends, however it ends, the kernel
-# takes its mounts and processes along, and the folder is removed.
+# takes its mounts and processes along. The folder is removed too, unless the script was killed with SIGKILL.
 set -eu
 
 checkout=$(cd "$(dirname -- "$0")/.." && pwd)
@@ -33,7 +33,7 @@ fail() {
 }
 
 [ "$(id -u)" -eq 0 ] || fail "This needs root: sudo $0"
-for tool in debootstrap unshare git tar; do
+for tool in debootstrap unshare setpriv git tar; do
     command -v "$tool" >/dev/null || fail "This needs $tool; install it, for example: apt-get install $tool"
 done
 
@@ -101,7 +101,7 @@ done
 for person in $people; do
     say "make run as $person"
     mkdir -p "$root/dev/shm"
-    unshare --mount --pid --fork --kill-child=KILL sh -c '
+    setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child=KILL sh -c '
         set -eu
         mount -t proc proc "$1/proc"
         mount -t sysfs -o ro sysfs "$1/sys"

@@ -3,7 +3,7 @@
 Correctness rests on four rules. The stamps of an entry's tags are read before its load. A load that was under way
 when one of its tags was bumped is handed to those who waited for it already, but never kept in L1 and never joined
 by anybody who came after the bump. A reader with a consistency token gets nothing whose `as_of` is older. A bump that
-Redis did not take is owed: until it is made up for, readers of its tags here ask for its position.
+Redis did not take is owed: nobody here reads L2 before it has been made up for.
 """
 
 import asyncio
@@ -93,7 +93,6 @@ class ReadThroughCache:
         Raises:
             Exception: whatever `load` raises; nothing is cached then.
         """
-        need = self._with_owed(need, tags)
         local = self._l1.get(key)
         if local is not None and local.satisfies(need):
             CACHE_HITS.labels("l1", key_type).inc()
@@ -236,10 +235,6 @@ class ReadThroughCache:
             return self._decoder.decode(answer[0]) if answer[0] is not None else None, values
         except msgspec.MsgspecError:
             return None, values  # of another version of this code; what is loaded now takes its place
-
-    def _with_owed(self, need: Position | None, tags: Sequence[str]) -> Position | None:
-        owed = [self._owed[tag] for tag in tags if tag in self._owed] if self._owed else []
-        return max([*owed, need] if need else owed) if owed else need
 
     def _owe(self, tags: Sequence[str], position: Position) -> None:
         """Remember a bump that Redis did not take. Beyond the bound the oldest are left to the events."""
