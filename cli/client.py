@@ -13,7 +13,8 @@ import msgspec
 
 from cli.credentials import Target
 from cli.errors import CommandError, NotAuthorisedError, UnreachableError, UsageError, WrongServerError
-from libs.common.models import BulkReport, BulkResult
+from libs.common.models import BulkReport, BulkResult, SearchResults
+from libs.common.people import RealtimeToken, WhoAmI
 from libs.common.problems import ProblemDetails
 
 T = TypeVar("T")
@@ -23,49 +24,6 @@ SHORTEST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.1, 30.0
 SERVER_ERROR = 500
 TOO_MANY_REQUESTS = 429
 DEGRADED = 503
-
-
-class User(msgspec.Struct, frozen=True):
-    email: str
-    name: str | None = None
-
-
-class Organization(msgspec.Struct, frozen=True):
-    slug: str
-    name: str
-
-
-class Session(msgspec.Struct, frozen=True):
-    """Whom the API key stands for."""
-
-    user: User
-    organization: Organization
-
-
-class RealtimeToken(msgspec.Struct, frozen=True):
-    token: str
-    url: str
-
-
-class FoundTicket(msgspec.Struct, frozen=True):
-    number: int
-    title: str
-    status: str
-    priority: str
-    created_at: dt.datetime
-
-
-class SearchResult(msgspec.Struct, frozen=True):
-    """`highlight` is HTML: escaped text with the matches in `<mark>`."""
-
-    ticket: FoundTicket
-    highlight: str
-    score: float
-
-
-class SearchResults(msgspec.Struct, frozen=True):
-    results: list[SearchResult]
-    took_ms: float
 
 
 class HealthCheck(msgspec.Struct, frozen=True):
@@ -87,8 +45,8 @@ class Api:
         self._session = session
         self._url = url
 
-    async def session(self) -> Session:
-        return self._decode(await self._request("GET", "/api/session"), Session)
+    async def session(self) -> WhoAmI:
+        return self._decode(await self._request("GET", "/api/session"), WhoAmI)
 
     async def realtime_token(self) -> RealtimeToken:
         return self._decode(await self._request("POST", "/api/realtime/token", body=b"{}"), RealtimeToken)
@@ -154,7 +112,7 @@ async def connect(url: str, api_key: str | None) -> AsyncIterator[Api]:
         yield Api(session, url)
 
 
-async def connect_check(api: Api, target: Target, organization: str | None) -> Session:
+async def connect_check(api: Api, target: Target, organization: str | None) -> WhoAmI:
     """Ask whom the key belongs to, before anything is written.
 
     Raises:

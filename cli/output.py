@@ -11,8 +11,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Table
 from rich.text import Text
 
-from cli.client import Health, HealthCheck, SearchResults
+from cli.client import Health, HealthCheck
 from cli.errors import Exit
+from libs.common.models import SearchResults
 
 data = Console(highlight=False)
 notices = Console(stderr=True, highlight=False)

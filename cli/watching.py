@@ -15,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cli import output
-from cli.client import Api, RealtimeToken, connect
+from cli.client import Api, connect
 from cli.credentials import Target
 from cli.errors import CommandError, NotAuthorisedError, UnreachableError
+from libs.common.people import RealtimeToken
 
 CONNECT_SECONDS = 10
 LONGEST_WAIT_SECONDS = 10.0

@@ -4,8 +4,6 @@ import dataclasses
 
 from libs.common.settings import HTTP_URL, PORT, REDIS_URL, ServiceSettings, boolean, env, integer, number
 
-PREFIX = "GATEWAY_"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(ServiceSettings):

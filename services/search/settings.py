@@ -4,8 +4,6 @@ import dataclasses
 
 from libs.common.settings import HTTP_URL, PORT, POSTGRES_URL, REDIS_URL, ServiceSettings, env
 
-PREFIX = "SEARCH_"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatabaseSettings:

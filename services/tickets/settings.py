@@ -12,8 +12,6 @@ from libs.common.settings import (
     integer,
 )
 
-PREFIX = "TICKETS_"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DatabaseSettings:

@@ -21,7 +21,7 @@ from rich.table import Table
 from infra.local.stack import Stack
 from tests.bench import cached_get, commit_to_socket, create
 from tests.bench.figures import Figure
-from tests.support.platform import provision
+from tests.support.clients import provision
 
 BENCHMARKS = {"create": create.measure, "cached-get": cached_get.measure, "commit-to-socket": commit_to_socket.measure}
 

@@ -13,7 +13,7 @@ from aiohttp import ClientError, ClientSession, web
 from infra.local.ports import HOST, free_ports
 from infra.local.stack import Stack
 from tests.bench.figures import Figure, wrk
-from tests.support.platform import Tenant, client
+from tests.support.clients import Tenant, client
 
 WARM_UP_SECONDS = 1.0
 

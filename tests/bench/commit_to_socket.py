@@ -12,7 +12,7 @@ from typing import Any
 
 from infra.local.stack import Stack
 from tests.bench.figures import Figure
-from tests.support.platform import Tenant, client
+from tests.support.clients import Tenant, client
 from tests.support.realtime import listening, until
 
 EVENTS_PER_SECOND = 50

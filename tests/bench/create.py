@@ -21,7 +21,7 @@ from libs.common.postgres import create_pool, transaction_on
 from services.tickets.database import APP_ROLE, SERVER_POSITION
 from services.tickets.store_tickets import INSERT_TICKET, NEXT_NUMBER
 from tests.bench.figures import CONNECTIONS, Figure, Load, wrk
-from tests.support.platform import Tenant
+from tests.support.clients import Tenant
 
 ORGANIZATIONS = 8
 TITLE = "The printer on the second floor burns"

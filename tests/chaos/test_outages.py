@@ -12,8 +12,8 @@ import asyncpg
 import psutil
 
 from infra.local.stack import Stack
+from tests.support.clients import provision
 from tests.support.desk import Desk, Reply, problem
-from tests.support.platform import provision
 from tests.support.processes import running_service
 
 PATIENCE_SECONDS = 30

@@ -6,7 +6,7 @@ import pytest
 import pytest_asyncio
 
 from infra.local.stack import Stack
-from tests.support.platform import Tenant, provision
+from tests.support.clients import Tenant, provision
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

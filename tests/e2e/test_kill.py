@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from infra.local.stack import Stack
-from tests.support.platform import Tenant, client, headers_of, read_topic
+from tests.support.clients import Tenant, client, headers_of, read_topic
 
 TOPIC = "relaydesk.tickets.v1"
 TICKETS = 200

@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 
 from infra.local.stack import Stack
-from tests.support.platform import HEADER, Tenant, client, foreign_consumer, headers_of, provision
+from tests.support.clients import HEADER, Tenant, client, foreign_consumer, headers_of, provision
 from tests.support.realtime import Listener, listening, until
 
 TOPIC = "relaydesk.tickets.v1"

@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from infra.local.ports import HOST, free_ports
 from infra.local.stack import Stack
-from tests.support.platform import client, provision
+from tests.support.clients import client, provision
 
 Span = tuple[str, str, str]  # service, span name, parent span id
 

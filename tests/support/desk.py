@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from infra.local.stack import Stack
-from tests.support.platform import Tenant, provision
+from tests.support.clients import Tenant, provision
 from tests.support.processes import TestedService, running_service
 
 

@@ -24,8 +24,8 @@ from libs.common.identity import Principal, Signer
 from libs.common.migrations import migrate
 from libs.common.models import Role
 from services.tickets.paths import MIGRATIONS
-from services.tickets.settings import PREFIX, Settings
-from tests.support.platform import read_topic
+from services.tickets.settings import Settings
+from tests.support.clients import read_topic
 from tests.support.processes import TestedService
 from tests.support.stack import PARTITIONS
 
@@ -42,7 +42,7 @@ class TicketsDatabase:
     superuser: asyncpg.Pool
 
     def settings(self, **changes: str) -> Settings:
-        return settings.load(Settings, self.environment | changes, prefix=PREFIX)
+        return settings.load(Settings, self.environment | changes, prefix="TICKETS_")
 
     async def organization(self, *roles: Role) -> list[Principal]:
         """Create an organization and return its users: an admin unless told otherwise."""

@@ -11,7 +11,7 @@ from infra.local.stack import Stack
 from libs.common import background
 from libs.common.events import TicketEvent, encode_data, headers
 from libs.common.kafka import EventConsumer, EventRejected, discard, ensure_topic, producer
-from tests.support.platform import headers_of, read_topic
+from tests.support.clients import headers_of, read_topic
 from tests.support.realtime import ticket_event, until
 
 PARTITIONS = 3

@@ -9,8 +9,8 @@ from typing import Any
 from redis.asyncio import Redis
 
 from infra.local.stack import Stack
+from tests.support.clients import Tenant, provision
 from tests.support.desk import Desk, Reply, problem
-from tests.support.platform import Tenant, provision
 from tests.support.processes import running_service
 
 REVOKED_SECONDS = 2.0

@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 
 from libs.common.cache.tags import CHANNEL
+from tests.support.clients import Tenant
 from tests.support.desk import Desk, Reply, problem
-from tests.support.platform import Tenant
 
 TOKEN = "Relaydesk-Consistency"
 BEHIND_SECONDS = 2.0

@@ -30,7 +30,7 @@ from services.tickets.comments import add_comment
 from services.tickets.database import RELAY_ROLE, Database
 from services.tickets.relay import LEASE, Relay
 from services.tickets.tickets import create_ticket, update_ticket
-from tests.support.platform import read_topic
+from tests.support.clients import read_topic
 from tests.support.tickets import (
     RelayProcess,
     TicketsDatabase,

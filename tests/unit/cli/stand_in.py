@@ -66,8 +66,13 @@ class StandIn:
     async def _session(self, request: web.Request) -> web.Response:
         return self._stranger(request) or web.json_response(
             {
-                "user": {"id": "u", "email": "a@acme.example", "name": "A", "role": "admin"},
-                "organization": {"id": "o", "slug": "acme", "name": "Acme"},
+                "user": {
+                    "id": "018f0000-0000-7000-8000-000000000001",
+                    "email": "a@acme.example",
+                    "name": "A",
+                    "role": "admin",
+                },
+                "organization": {"id": "018f0000-0000-7000-8000-000000000002", "slug": "acme", "name": "Acme"},
                 "credential": "api_key",
             }
         )

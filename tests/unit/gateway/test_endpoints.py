@@ -13,7 +13,7 @@ from libs.common.problems import CODES
 from services.gateway import openapi
 from services.gateway.app import build_app
 from services.gateway.endpoints import ENDPOINTS
-from services.gateway.settings import PREFIX, Settings
+from services.gateway.settings import Settings
 
 PROBES = {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/metrics")}
 UNSAFE = {"post", "patch", "delete"}
@@ -44,7 +44,7 @@ async def test_every_endpoint_has_its_route_and_every_route_its_endpoint(tmp_pat
         "REDIS_URL": "redis://127.0.0.1:1",
         "CACHE_REDIS_URL": "redis://127.0.0.1:1",
     } | {f"GATEWAY_{name}_URL": "http://127.0.0.1:1" for name in ("TICKETS", "SEARCH", "NOTIFIER", "NOTIFIER_PUBLIC")}
-    app: web.Application = build_app(settings.load(Settings, environment, prefix=PREFIX))
+    app: web.Application = build_app(settings.load(Settings, environment, prefix="GATEWAY_"))
     served = {
         (route.method, route.resource.canonical)
         for route in app.router.routes()
