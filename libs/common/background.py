@@ -55,6 +55,22 @@ async def running(name: str, run: Callable[[], Awaitable[None]]) -> AsyncIterato
             await task
 
 
+async def finish(work: Awaitable[T], *, seconds: float | None = None) -> T:
+    """Await `work` to its end even when the caller is cancelled meanwhile, and only then let the cancellation go on.
+
+    A cancelled caller waits for at most `seconds`, then `work` is cancelled as well; None waits as long as it takes.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        _done, pending = await asyncio.wait({task}, timeout=seconds)
+        for late in pending:
+            late.cancel()
+            await asyncio.wait({late})
+        raise
+
+
 async def measure_event_loop_lag() -> None:
     """Keep the gauge `event_loop_lag_seconds` current."""
     interval = 0.5

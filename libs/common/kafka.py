@@ -17,13 +17,14 @@ from aiokafka.errors import ProducerClosed, TopicAlreadyExistsError, for_code
 from opentelemetry import trace
 from opentelemetry.trace import Link, SpanKind
 
-from libs.common import tracing
+from libs.common import background, tracing
 from libs.common.events import TOPIC, EventError, TicketEvent, decode
 from libs.common.metrics import CONSUMED_EVENTS, CONSUMER_LAG
 
 BATCH_EVENTS = 500
 _POLL_MS = 1000
 _APPLY_SECONDS = 60.0
+_STOP_SECONDS = 5.0
 _SEND_SECONDS = 10.0
 _REQUEST_MS = 10_000
 _MESSAGE_BYTES = 2 * 1024 * 1024
@@ -170,16 +171,22 @@ class EventConsumer:
                     continue
                 self._idle.clear()
                 try:
-                    # The watchdog: heartbeats run in the background, so a hung effect would keep its partitions.
-                    async with asyncio.timeout(_APPLY_SECONDS):
-                        await self._handle(messages)
-                        await consumer.commit()
+                    # On shutdown the batch in hand is finished, effect and offsets.
+                    await background.finish(self._apply_and_commit(consumer, messages), seconds=_STOP_SECONDS)
                 finally:
                     self._idle.set()
         finally:
             await self._dead_letters.close()
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(consumer.stop(), _SEND_SECONDS)
+
+    async def _apply_and_commit(
+        self, consumer: aiokafka.AIOKafkaConsumer, messages: Sequence[aiokafka.ConsumerRecord]
+    ) -> None:
+        # The watchdog: heartbeats run in the background, so a hung effect would keep its partitions.
+        async with asyncio.timeout(_APPLY_SECONDS):
+            await self._handle(messages)
+            await consumer.commit()
 
     async def _handle(self, messages: Sequence[aiokafka.ConsumerRecord]) -> None:
         events: list[TicketEvent] = []

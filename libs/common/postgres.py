@@ -4,7 +4,6 @@ A pool logs in as one user and takes on a role (`SET ROLE` as a startup paramete
 without ownership and row-level security applies even when the login owns the tables.
 """
 
-import asyncio
 import contextlib
 import re
 import uuid
@@ -13,6 +12,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 from prometheus_client import Histogram
 
+from libs.common import background
 from libs.common.metrics import DB_QUERY_DURATION
 from libs.common.problems import Problem, unavailable
 
@@ -142,19 +142,9 @@ async def transaction_on(
         yield
     except BaseException:
         if not connection.is_closed():
-            await _uninterrupted(connection, "ROLLBACK")
+            await background.finish(connection.execute("ROLLBACK"))
         raise
-    await _uninterrupted(connection, "COMMIT")
-
-
-async def _uninterrupted(connection: asyncpg.Connection, statement: str) -> None:
-    """Run `statement` to its end even when the caller is cancelled meanwhile."""
-    task = asyncio.ensure_future(connection.execute(statement))
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+    await background.finish(connection.execute("COMMIT"))
 
 
 def translate_error(error: Exception) -> Problem | None:

@@ -236,10 +236,11 @@ async def test_a_body_that_is_no_json(desk: Desk, ticket: str, method: str, path
 @pytest.mark.parametrize(("method", "path"), WITH_BODY)
 @pytest.mark.parametrize("body", WRONG_FORM.values(), ids=WRONG_FORM)
 async def test_a_body_of_the_wrong_form(desk: Desk, ticket: str, method: str, path: str, body: bytes) -> None:
-    if method == "PATCH" and body == b"{}":
-        pytest.skip("a change of nothing is allowed")
     reply = await desk.ask(method, path.replace("TICKET", ticket), body, {"If-Match": '"1"'}, who=desk.acme)
-    assert problem(reply) == (422, "validation_failed"), reply.body
+    if method == "PATCH" and body == b"{}":
+        assert reply.status == 200, "a change of nothing is allowed"
+    else:
+        assert problem(reply) == (422, "validation_failed"), reply.body
 
 
 @pytest.mark.parametrize(("method", "path", "body"), FIELDS, ids=short)

@@ -38,12 +38,14 @@ class LocalCacheMachine(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(local, "time", self.clock)
         self.cache = LocalCache(items=ITEMS, seconds=SECONDS)
+        self.cache.listening = True
         self.model: OrderedDict[str, tuple[float, Entry, set[str]]] = OrderedDict()
         self.count = 0
 
     def teardown(self) -> None:
         self.patch.undo()
 
+    @precondition(lambda self: not self.cache.listening or self.count % 8 == 7)
     @rule(listening=st.booleans())
     def listen(self, *, listening: bool) -> None:
         self.cache.listening = listening
@@ -105,3 +107,27 @@ def test_an_answer_that_knows_no_position_satisfies_nobody_who_asks_for_one() ->
     assert entry(5).satisfies(Position(1, 5))
     assert not entry(5).satisfies(Position(1, 6))
     assert not entry(5).satisfies(Position(2, 0))
+
+
+def test_the_entry_that_was_not_read_for_longest_goes_first() -> None:
+    cache = LocalCache(items=2, seconds=60)
+    cache.listening = True
+    cache.put("read", entry(1), [])
+    cache.put("unread", entry(2), [])
+    assert cache.get("read") == entry(1)
+    cache.put("new", entry(3), [])
+    assert cache.get("unread") is None
+    assert cache.get("read") == entry(1)
+
+
+def test_an_entry_lives_for_its_seconds_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(local, "time", clock)
+    cache = LocalCache(items=2, seconds=SECONDS)
+    cache.listening = True
+    cache.put("key", entry(1), ["t1"])
+    clock.now += SECONDS
+    assert cache.get("key") == entry(1)
+    clock.now += 0.1
+    assert cache.get("key") is None
+    assert len(cache) == 0

@@ -161,3 +161,43 @@ async def test_a_cancellation_that_nobody_asked_for_is_a_failure() -> None:
 
     await background.keep_running("foreign", cancelled_once)
     assert runs == 2
+
+
+async def _cancelled_while_finishing(
+    work: asyncio.Event, *, seconds: float | None
+) -> tuple[asyncio.Task[None], list[str]]:
+    """Start work that ends with `work`, cancel who waits for it, and return that task and what the work did."""
+    did: list[str] = []
+    begun = asyncio.Event()
+
+    async def commit() -> None:
+        begun.set()
+        try:
+            await work.wait()
+            did.append("done")
+        except asyncio.CancelledError:
+            did.append("cancelled")
+            raise
+
+    waiter = asyncio.create_task(background.finish(commit(), seconds=seconds))
+    await begun.wait()
+    waiter.cancel()
+    return waiter, did
+
+
+async def test_work_that_must_finish_outlives_its_callers_cancellation() -> None:
+    work = asyncio.Event()
+    waiter, did = await _cancelled_while_finishing(work, seconds=None)
+    await asyncio.sleep(0)
+    assert not waiter.done()
+    work.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    assert did == ["done"]
+
+
+async def test_work_that_does_not_finish_in_time_is_cancelled_after_all() -> None:
+    waiter, did = await _cancelled_while_finishing(asyncio.Event(), seconds=0.01)
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    assert did == ["cancelled"]

@@ -76,6 +76,13 @@ def test_the_gateway_speaks_for_users() -> None:
     assert check.principal(token()) == WHO
 
 
+def test_a_users_token_opens_nothing_that_is_for_services_only() -> None:
+    check = verifier()
+    for _again in range(2):  # also from the verified ones it remembers
+        with pytest.raises(Problem, match="speaks for a user"):
+            check.service(token())
+
+
 def test_a_service_speaks_for_itself_only() -> None:
     made = signer("search").service_token("tickets")
     check = verifier()
