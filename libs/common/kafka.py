@@ -33,12 +33,12 @@ _RETENTION_MS = 7 * 24 * 3600 * 1000
 log = structlog.get_logger()
 
 
-class EventRejected(Exception):  # noqa: N818 (it is an answer, not a failure of ours)
-    """Raised by a consumer's effect for one event that can never be applied."""
+class EventsRejected(Exception):  # noqa: N818 (it is an answer, not a failure of ours)
+    """Raised by a consumer's effect for events of a batch that can never be applied, each with its reason."""
 
-    def __init__(self, event: TicketEvent, reason: str) -> None:
-        super().__init__(reason)
-        self.event = event
+    def __init__(self, *rejections: tuple[TicketEvent, str]) -> None:
+        super().__init__("; ".join(reason for _event, reason in rejections))
+        self.rejections = rejections
 
 
 Apply = Callable[[Sequence[TicketEvent]], Awaitable[None]]
@@ -136,7 +136,8 @@ class EventConsumer:
     """One consumer group's loop over the ticket topic. `run` returns only when cancelled; it raises to be restarted.
 
     `apply` gets the events of one poll in the order of their partitions. It must be safe to repeat. Raising
-    `EventRejected` sends that one event to the dead letters; any other exception leaves the offsets where they are.
+    `EventsRejected` sends those events to the dead letters and applies the others again; any other exception leaves the
+    offsets where they are.
     """
 
     def __init__(self, bootstrap: str, *, group: str, apply: Apply, topic: str = TOPIC) -> None:
@@ -203,9 +204,10 @@ class EventConsumer:
             while events:
                 try:
                     await self._apply(events)
-                except EventRejected as rejected:
-                    await self._dead_letters.send(origin[id(rejected.event)], str(rejected))
-                    events = [event for event in events if event is not rejected.event]
+                except EventsRejected as rejected:
+                    for event, reason in rejected.rejections:
+                        await self._dead_letters.send(origin.pop(id(event)), reason)
+                    events = [event for event in events if id(event) in origin]
                 else:
                     break
         CONSUMED_EVENTS.labels(self._group, "applied").inc(len(events))

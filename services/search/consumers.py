@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from libs.common.cache.tags import Tags, search_tag, ticket_tag, tickets_tag
 from libs.common.consistency import Position
 from libs.common.events import EventTypes, TicketEvent
-from libs.common.kafka import EventRejected
+from libs.common.kafka import EventsRejected
 from services.search.documents import Documents, Handler, on_ticket_changed, on_ticket_commented
 
 INDEX_GROUP = "search-index"
@@ -65,9 +65,9 @@ async def _bump(tags: Tags, events: Iterable[TicketEvent], tags_of: TagsOf) -> N
 
 
 def _require_known(events: Iterable[TicketEvent], handlers: Mapping[str, object]) -> None:
-    for event in events:
-        if event.type not in handlers:
-            raise EventRejected(event, f"nothing handles the type {event.type}")
+    unknown = [(event, f"nothing handles the type {event.type}") for event in events if event.type not in handlers]
+    if unknown:
+        raise EventsRejected(*unknown)
 
 
 INDEX_HANDLERS: Mapping[str, Handler] = {

@@ -14,7 +14,7 @@ import structlog
 from prometheus_client import Counter, Histogram
 
 from libs.common.events import TicketEvent
-from libs.common.kafka import EventRejected
+from libs.common.kafka import EventsRejected
 from libs.common.models import TITLE_LENGTH, Ticket, TicketDocument
 from libs.common.problems import Problem
 from services.search import store
@@ -52,22 +52,22 @@ def on_ticket_commented(comments: str, event: TicketEvent) -> str:
     """Append the comment.
 
     Raises:
-        EventRejected: for an event without one.
+        EventsRejected: for an event without one.
     """
     if event.data.comment is None:
-        raise EventRejected(event, "the event holds no comment")
+        raise EventsRejected((event, "the event holds no comment"))
     return appended(comments, event.data.comment.body)
 
 
 class Folded(msgspec.Struct):
     """What a batch comes to.
 
-    `gaps` are tickets to fetch, each with the newest event it must include; `last` holds the last event of every
-    changed ticket.
+    `gaps` are tickets to fetch, each with the events it must include; `last` holds the last event of every changed
+    ticket.
     """
 
     documents: dict[Key, Document] = {}
-    gaps: dict[Key, TicketEvent] = {}
+    gaps: dict[Key, list[TicketEvent]] = {}
     last: dict[Key, TicketEvent] = {}
     applied: list[TicketEvent] = []
     skipped: int = 0
@@ -77,7 +77,7 @@ def fold(stored: Mapping[Key, Stored], events: Sequence[TicketEvent], handlers: 
     """Fold `events` in their order over what is stored.
 
     Raises:
-        EventRejected: for an event without what its type promises.
+        EventsRejected: for an event without what its type promises.
     """
     state = dict(stored)
     folded = Folded()
@@ -90,7 +90,7 @@ def fold(stored: Mapping[Key, Stored], events: Sequence[TicketEvent], handlers: 
         folded.last[key] = event
         folded.applied.append(event)
         if key in folded.gaps or event.version != version + 1:
-            folded.gaps[key] = max(event, folded.gaps.get(key, event), key=lambda gap: gap.version)
+            folded.gaps.setdefault(key, []).append(event)
             folded.documents.pop(key, None)
             continue
         comments = handlers[event.type](comments, event)
@@ -113,7 +113,7 @@ class Documents:
         an older one never replaces a newer, so the result is the same.
 
         Raises:
-            EventRejected: for an event that can never be applied; the others are not applied then.
+            EventsRejected: for events that can never be applied; the others may or may not be applied then.
             Problem, OSError, asyncpg.PostgresError: when something is not there; try the batch again.
         """
         stored = await store.select_stored(self._pool, {_key_of(event) for event in events})
@@ -128,28 +128,35 @@ class Documents:
         APPLIED.labels("skipped").inc(folded.skipped)
         GAPS.inc(len(folded.gaps))
 
-    async def _refetch(self, gaps: Mapping[Key, TicketEvent]) -> dict[Key, Document]:
+    async def _refetch(self, gaps: Mapping[Key, Sequence[TicketEvent]]) -> dict[Key, Document]:
         turns = asyncio.Semaphore(_REFETCHES_AT_ONCE)
 
-        async def refetch(event: TicketEvent) -> Document:
+        async def refetch(events: Sequence[TicketEvent]) -> Document | None:
             async with turns:
-                return await self._refetch_one(event)
+                return await self._refetch_one(max(events, key=lambda event: event.version))
 
         results = await asyncio.gather(*map(refetch, gaps.values()), return_exceptions=True)
-        documents = {}
-        for key, result in zip(gaps, results, strict=True):
+        documents: dict[Key, Document] = {}
+        lost: list[tuple[TicketEvent, str]] = []
+        for (key, events), result in zip(gaps.items(), results, strict=True):
             if isinstance(result, BaseException):
                 raise result
-            documents[key] = result
+            if result is None:
+                lost += [(event, "versions are missing and the ticket does not exist") for event in events]
+            else:
+                documents[key] = result
+        if lost:
+            raise EventsRejected(*lost)
         return documents
 
-    async def _refetch_one(self, event: TicketEvent) -> Document:
+    async def _refetch_one(self, event: TicketEvent) -> Document | None:
+        """The document as its owner has it now; None when there is no such ticket."""
         log.info("version_gap", ticket_id=str(event.data.ticket.id), version=event.version)
         try:
             fetched = await self._tickets.refetch(event.organization_id, event.data.ticket.id)
         except Problem as problem:
             if problem.code == "ticket_not_found":
-                raise EventRejected(event, "versions are missing and the ticket does not exist") from problem
+                return None
             raise
         if fetched.ticket.version < event.version:
             raise RuntimeError(
@@ -164,11 +171,14 @@ class Documents:
         try:
             await store.upsert_documents(self._pool, documents.values())
         except _UNSTORABLE:
+            unstorable: list[tuple[TicketEvent, str]] = []
             for key, document in documents.items():
                 try:
                     await store.upsert_documents(self._pool, [document])
                 except _UNSTORABLE as error:
-                    raise EventRejected(last[key], f"the document cannot be stored: {error}") from error
+                    unstorable.append((last[key], f"the document cannot be stored: {error}"))
+            if unstorable:
+                raise EventsRejected(*unstorable) from None
 
 
 def document_of(fetched: TicketDocument) -> Document:

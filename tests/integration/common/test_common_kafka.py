@@ -10,7 +10,7 @@ import pytest_asyncio
 from infra.local.stack import Stack
 from libs.common import background
 from libs.common.events import TicketEvent, encode_data, headers
-from libs.common.kafka import EventConsumer, EventRejected, discard, ensure_topic, producer
+from libs.common.kafka import EventConsumer, EventsRejected, discard, ensure_topic, producer
 from tests.support.clients import headers_of, read_topic
 from tests.support.realtime import ticket_event, until
 
@@ -125,7 +125,7 @@ async def test_an_event_that_the_effect_rejects_goes_to_the_dead_letters(stack: 
     async def apply(batch: Sequence[TicketEvent]) -> None:
         for event in batch:
             if event.id == events[1].id:
-                raise EventRejected(event, "never")
+                raise EventsRejected((event, "never"))
         await applied(batch)
 
     await send(stack, own_topic, [message_of(event) for event in events])

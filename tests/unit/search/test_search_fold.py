@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.common.events import TicketEvent
-from libs.common.kafka import EventRejected
+from libs.common.kafka import EventsRejected
 from services.search.consumers import INDEX_HANDLERS
 from services.search.documents import document_of, fold
 from services.search.store import Document, Key, Stored
@@ -38,8 +38,8 @@ class Index:
         folded = fold(stored, events, INDEX_HANDLERS)
         assert not folded.documents.keys() & folded.gaps.keys()
         self.documents |= folded.documents
-        for key, event in folded.gaps.items():
-            assert self._source[key].ticket.version >= event.version
+        for key, missed in folded.gaps.items():
+            assert all(self._source[key].ticket.version >= event.version for event in missed)
             self.documents[key] = self._source[key]
             self.fetched += 1
 
@@ -76,10 +76,12 @@ def test_events_in_order_need_no_fetch_and_give_what_a_fetch_gives(
     assert list(index.documents.values()) == [document_of(document_after(events))]
 
 
-def test_a_gap_asks_for_the_newest_event_seen() -> None:
+def test_a_gap_holds_every_event_that_the_ticket_must_include() -> None:
     events = life([False] * 5)
     folded = fold({}, [events[0], events[4], events[2]], INDEX_HANDLERS)
-    assert [event.version for event in folded.gaps.values()] == [5]
+    assert list(folded.gaps.values()) == [[events[4]]]
+    folded = fold({}, [events[2], events[4]], INDEX_HANDLERS)
+    assert list(folded.gaps.values()) == [[events[2], events[4]]]
     assert not folded.documents
 
 
@@ -87,5 +89,5 @@ def test_a_comment_event_without_a_comment_is_rejected() -> None:
     first = created(ORGANIZATION)
     event = commented(first, "x")
     empty = msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, comment=None))
-    with pytest.raises(EventRejected, match="no comment"):
+    with pytest.raises(EventsRejected, match="no comment"):
         fold({}, [first, empty], INDEX_HANDLERS)
