@@ -79,7 +79,7 @@ def test_events_in_order_need_no_fetch_and_give_what_a_fetch_gives(
 def test_a_gap_holds_every_event_that_the_ticket_must_include() -> None:
     events = life([False] * 5)
     folded = fold({}, [events[0], events[4], events[2]], INDEX_HANDLERS)
-    assert list(folded.gaps.values()) == [[events[4]]]
+    assert list(folded.gaps.values()) == [[events[4], events[2]]]
     folded = fold({}, [events[2], events[4]], INDEX_HANDLERS)
     assert list(folded.gaps.values()) == [[events[2], events[4]]]
     assert not folded.documents
