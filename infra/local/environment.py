@@ -27,6 +27,11 @@ _ADDRESSES = frozenset({"REDIS_URL", "CACHE_REDIS_URL", "KAFKA_BOOTSTRAP_SERVERS
 _OWN_PREFIXES = tuple(f"{service.upper()}_" for service in SERVICES)
 
 
+# Who makes internal tokens, and who takes them.
+SIGNING = ("gateway", "search")
+VERIFYING = ("tickets", "notifier", "search")
+
+
 @dataclass(frozen=True)
 class Addresses:
     """Where everything of a stack answers, embedded or external."""
@@ -51,11 +56,11 @@ def service_environment(
     port = urllib.parse.urlsplit(addresses.services[service]).port
     prefix = service.upper()
     defaults = {"LOG_LEVEL": "info", "LOG_FORMAT": "json", "DRAIN_SECONDS": "0", f"{prefix}_HOST": HOST}
-    agreed = {
-        f"{prefix}_PORT": str(port),
-        "INTERNAL_SIGNING_KEY": credentials.signing_key(service),
-        "INTERNAL_TRUSTED_KEYS": credentials.trusted_keys(),
-    }
+    agreed = {f"{prefix}_PORT": str(port)}
+    if service in SIGNING:
+        agreed["INTERNAL_SIGNING_KEY"] = credentials.signing_key(service)
+    if service in VERIFYING:
+        agreed["INTERNAL_TRUSTED_KEYS"] = credentials.trusted_keys()
     match service:
         case "gateway":
             defaults["GATEWAY_COOKIE_SECURE"] = "false"  # plain HTTP on loopback

@@ -22,7 +22,7 @@ Headers = list[tuple[str, bytes]]
 
 
 class Actor(msgspec.Struct, frozen=True):
-    """Who made the change; `kind` is `session`, `api_key` or `service`."""
+    """Who made the change, signed in (`kind` is `session`) or by an API key (`api_key`)."""
 
     id: uuid.UUID
     kind: str
@@ -30,7 +30,10 @@ class Actor(msgspec.Struct, frozen=True):
 
 
 class TicketEventData(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The value of every ticket event. `changed` names the fields of the ticket that differ from the version before."""
+    """The value of every ticket event.
+
+    `changed` names the fields that a change of the ticket set anew; it is empty for creations and comments.
+    """
 
     ticket: Ticket
     changed: list[str]

@@ -138,8 +138,6 @@ def load(settings_type: type[S], environment: Mapping[str, str], *, prefix: str)
 class ServiceSettings:
     """What every service is told."""
 
-    signing_key: str = env("INTERNAL_SIGNING_KEY")
-    trusted_keys: str = env("INTERNAL_TRUSTED_KEYS")
     log_level: str = env("LOG_LEVEL", one_of("debug", "info", "warning", "error"), "info")
     log_format: str = env("LOG_FORMAT", one_of("json", "console"), "json")
     otlp_endpoint: str | None = env("OTEL_EXPORTER_OTLP_ENDPOINT", HTTP_URL, None)

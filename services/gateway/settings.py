@@ -7,6 +7,7 @@ from libs.common.settings import HTTP_URL, PORT, REDIS_URL, ServiceSettings, boo
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(ServiceSettings):
+    signing_key: str = env("INTERNAL_SIGNING_KEY")
     host: str = env("GATEWAY_HOST", str, "127.0.0.1")
     port: int = env("GATEWAY_PORT", PORT, 8080)
     tickets_url: str = env("GATEWAY_TICKETS_URL", HTTP_URL)

@@ -17,6 +17,7 @@ def origin(text: str) -> str:
 class Settings(ServiceSettings):
     """`redis_url` is the durable Redis. Without `allowed_origins` no browser may connect."""
 
+    trusted_keys: str = env("INTERNAL_TRUSTED_KEYS")
     host: str = env("NOTIFIER_HOST", str, "127.0.0.1")
     port: int = env("NOTIFIER_PORT", PORT, 8082)
     allowed_origins: tuple[str, ...] = env("NOTIFIER_ALLOWED_ORIGINS", comma_list(origin), ())

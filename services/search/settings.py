@@ -24,6 +24,8 @@ class DatabaseSettings:
 class Settings(DatabaseSettings, ServiceSettings):
     """For `serve`."""
 
+    signing_key: str = env("INTERNAL_SIGNING_KEY")
+    trusted_keys: str = env("INTERNAL_TRUSTED_KEYS")
     tickets_url: str = env("SEARCH_TICKETS_URL", HTTP_URL)
     cache_redis_url: str = env("CACHE_REDIS_URL", REDIS_URL)
     kafka_bootstrap: str = env("KAFKA_BOOTSTRAP_SERVERS")

@@ -37,4 +37,5 @@ class DatabaseSettings:
 class Settings(DatabaseSettings, ServiceSettings):
     """For `serve` and `relay`."""
 
+    trusted_keys: str = env("INTERNAL_TRUSTED_KEYS")
     kafka_bootstrap: str = env("KAFKA_BOOTSTRAP_SERVERS")
