@@ -99,9 +99,13 @@ def problem(reply: Reply) -> tuple[int, str]:
     return reply.status, told["code"]
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def desk(stack: Stack, topic: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Desk]:
-    """Whoever stops a server or one of these processes starts it again before the test ends."""
+    """Whoever stops a server or one of these processes starts it again before the test ends.
+
+    A module's and no session's: its search service shares the consumer group of every other, and would take events
+    from the services of later tests.
+    """
     folder = tmp_path_factory.mktemp("desk")
     logs = [folder / f"{name}.log" for name in ("tickets", "search", "gateway-1", "gateway-2")]
     async with (
@@ -117,7 +121,7 @@ async def desk(stack: Stack, topic: str, tmp_path_factory: pytest.TempPathFactor
             yield Desk([first, second], tickets, tenants, logs)
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def database(stack: Stack, desk: Desk) -> AsyncIterator[asyncpg.Pool]:
     """The tickets database as superuser, to look at what stands in it."""
     async with asyncpg.create_pool(stack.primary.url("tickets", superuser=True), min_size=0, max_size=2) as pool:

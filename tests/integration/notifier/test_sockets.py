@@ -269,7 +269,7 @@ async def test_malformed_frames_harm_nobody_else(stack: Stack, topic: str, tmp_p
             async with session.ws_connect(f"{base}&transport=websocket") as websocket:
                 await websocket.receive_str()
                 await websocket.send_str(frame)
-                with contextlib.suppress(aiohttp.ClientConnectionResetError):
+                with contextlib.suppress(ConnectionError):  # it may hang up on us in the middle
                     await websocket.send_bytes(frame.encode())
                     await websocket.send_str("4" + "x" * 1_100_000)
             async with session.get(f"{base}&transport=polling") as answer:
