@@ -13,7 +13,6 @@ from libs.common.identity import Signer, Verifier
 from libs.common.kafka import EventConsumer
 from libs.common.migrations import require_current
 from libs.common.postgres import create_pool, translate_error
-from libs.common.problems import unavailable
 from libs.common.service import add_service_defaults
 from services.search.consumers import INDEX_GROUP, INVALIDATE_GROUP, IndexConsumer, InvalidateConsumer
 from services.search.documents import Documents
@@ -36,9 +35,7 @@ def build_app(settings: Settings) -> web.Application:
     signer = Signer(settings.signing_key)
 
     def queries() -> Queries:
-        if _QUERIES not in app:
-            raise unavailable("The database")
-        return app[_QUERIES]
+        return app[_QUERIES]  # it is there before the first request: the port opens after `resources` has begun
 
     SearchRoutes(queries, verifier).add_to(app.router)
 

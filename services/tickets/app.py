@@ -9,7 +9,6 @@ from libs.common import background
 from libs.common.identity import Verifier
 from libs.common.models import BODY_BYTES
 from libs.common.postgres import translate_error
-from libs.common.problems import unavailable
 from libs.common.service import add_service_defaults
 from services.tickets.database import Database
 from services.tickets.relay import Relay
@@ -27,9 +26,7 @@ def build_app(settings: Settings) -> web.Application:
     relay = Relay(settings)
 
     def database() -> Database:
-        if _DATABASE not in app:
-            raise unavailable("The database")
-        return app[_DATABASE]
+        return app[_DATABASE]  # it is there before the first request: the port opens after `resources` has begun
 
     TicketRoutes(database, verifier, wrote=relay.wake).add_to(app.router)
     PeopleRoutes(database, verifier).add_to(app.router)

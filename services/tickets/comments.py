@@ -10,7 +10,7 @@ from libs.common.identity import Principal
 from libs.common.models import Comment, CommentList, NewComment, TicketDocument
 from services.tickets import outbox, store_tickets
 from services.tickets.database import Database, Read
-from services.tickets.tickets import ticket_not_found
+from services.tickets.tickets import existing_ticket
 
 COMMENTS_LIMIT = 1000
 
@@ -24,9 +24,7 @@ async def add_comment(
         Problem: `ticket_not_found` (404).
     """
     async with database.write(principal.organization_id) as write:
-        ticket = await store_tickets.select_ticket(write.connection, principal.organization_id, ticket_id, lock=True)
-        if ticket is None:
-            raise ticket_not_found(ticket_id)
+        ticket = await existing_ticket(write.connection, principal.organization_id, ticket_id, lock=True)
         stamp = await store_tickets.new_id_and_time(write.connection)
         ticket = msgspec.structs.replace(ticket, version=ticket.version + 1, updated_at=stamp["at"])
         comment = Comment(
@@ -69,8 +67,6 @@ async def get_document(
         Problem: `ticket_not_found` (404).
     """
     async with database.read(organization_id, requirement) as read:
-        ticket = await store_tickets.select_ticket(read.connection, organization_id, ticket_id)
-        if ticket is None:
-            raise ticket_not_found(ticket_id)
+        ticket = await existing_ticket(read.connection, organization_id, ticket_id)
         comments = await store_tickets.select_comments(read.connection, organization_id, ticket_id, COMMENTS_LIMIT)
         return TicketDocument(ticket, comments), read, await read.consistency()

@@ -63,7 +63,7 @@ async def update_ticket(
     """
     try:
         async with database.write(principal.organization_id) as write:
-            current = await _locked(write.connection, principal.organization_id, ticket_id)
+            current = await existing_ticket(write.connection, principal.organization_id, ticket_id, lock=True)
             if current.version != expected_version:
                 raise Problem(
                     "version_mismatch",
@@ -106,9 +106,7 @@ async def get_ticket(
         Problem: `ticket_not_found` (404).
     """
     async with database.read(organization_id, requirement) as read:
-        ticket = await store_tickets.select_ticket(read.connection, organization_id, ticket_id)
-        if ticket is None:
-            raise ticket_not_found(ticket_id)
+        ticket = await existing_ticket(read.connection, organization_id, ticket_id)
         return ticket, read, await read.consistency()
 
 
@@ -137,15 +135,18 @@ async def list_tickets(
         return TicketPage(page, next_cursor), read, await read.consistency()
 
 
-async def _locked(connection: asyncpg.Connection, organization_id: uuid.UUID, ticket_id: uuid.UUID) -> Ticket:
-    ticket = await store_tickets.select_ticket(connection, organization_id, ticket_id, lock=True)
+async def existing_ticket(
+    connection: asyncpg.Connection, organization_id: uuid.UUID, ticket_id: uuid.UUID, *, lock: bool = False
+) -> Ticket:
+    """A ticket that must be there; `lock` keeps others from changing it until the transaction ends.
+
+    Raises:
+        Problem: `ticket_not_found` (404).
+    """
+    ticket = await store_tickets.select_ticket(connection, organization_id, ticket_id, lock=lock)
     if ticket is None:
-        raise ticket_not_found(ticket_id)
+        raise Problem("ticket_not_found", f"There is no ticket {ticket_id} in the organization.")
     return ticket
-
-
-def ticket_not_found(ticket_id: uuid.UUID) -> Problem:
-    return Problem("ticket_not_found", f"There is no ticket {ticket_id} in the organization.")
 
 
 def _write_cursor(created_at: dt.datetime, ticket_id: uuid.UUID) -> str:
