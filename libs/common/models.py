@@ -50,7 +50,11 @@ class Role(enum.StrEnum):
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
-    """A ticket after its change number `version` (1 is the creation)."""
+    """A ticket after its change number `version` (1 is the creation).
+
+    `first_response_at` is when somebody else than its creator first commented on it, `solved_at` since when it is
+    solved or closed.
+    """
 
     id: uuid.UUID
     number: int
@@ -66,6 +70,8 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     created_at: dt.datetime
     updated_at: dt.datetime
+    first_response_at: dt.datetime | None = None
+    solved_at: dt.datetime | None = None
 
 
 class TicketSummary(msgspec.Struct, frozen=True, kw_only=True):

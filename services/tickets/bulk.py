@@ -7,7 +7,7 @@ from libs.common.events import EventTypes
 from libs.common.identity import Principal
 from libs.common.models import BulkCreate, BulkProblem, BulkReport, BulkResult, NewTicket, Ticket
 from libs.common.problems import Problem, decode_body
-from services.tickets import outbox, store_tickets
+from services.tickets import outbox, store_bulk, store_tickets
 from services.tickets.database import Database
 from services.tickets.outbox import OutboxRow
 
@@ -29,13 +29,13 @@ async def create_tickets(database: Database, principal: Principal, batch: BulkCr
             results[index] = _refused(index, problem)
     async with database.write(principal.organization_id) as write:
         connection = write.connection
-        numbers = await store_tickets.lock_numbers(connection, principal.organization_id)
-        known = await store_tickets.known_external_ids(
+        numbers = await store_bulk.lock_numbers(connection, principal.organization_id)
+        known = await store_bulk.known_external_ids(
             connection,
             principal.organization_id,
             [new.external_id for _index, new in valid if new.external_id is not None],
         )
-        ids = iter(await store_tickets.new_ids(connection, len(valid)))
+        ids = iter(await store_bulk.new_ids(connection, len(valid)))
         tickets: list[Ticket] = []
         events: list[OutboxRow] = []
         for index, new in valid:
@@ -48,12 +48,12 @@ async def create_tickets(database: Database, principal: Principal, batch: BulkCr
             drawn = {"ticket_id": ticket_id, "number": number, "at": numbers["at"]}
             ticket = store_tickets.new_ticket(drawn, principal.organization_id, principal.user_id, new)
             tickets.append(ticket)
-            events.append(outbox.row(EventTypes.CREATED, ticket, event_id=event_id, changed=[], principal=principal))
+            events.append(outbox.row(EventTypes.CREATED, ticket, event_id=event_id, principal=principal))
             if new.external_id is not None:
                 known[new.external_id] = (ticket_id, number)
             results[index] = BulkResult(index=index, status="created", id=ticket_id, number=number)
         if tickets:
-            await store_tickets.insert_tickets(connection, tickets, events)
+            await store_bulk.insert_tickets(connection, tickets, events)
     return BulkReport([results[index] for index in range(len(batch.tickets))]), write.position
 
 

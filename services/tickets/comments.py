@@ -2,14 +2,15 @@
 
 import uuid
 
+import asyncpg
 import msgspec
 
 from libs.common.consistency import Position, Requirement
 from libs.common.events import EventTypes
 from libs.common.identity import Principal
 from libs.common.models import Comment, CommentList, NewComment, TicketDocument
-from services.tickets import outbox, store_tickets
-from services.tickets.database import Database, Read
+from services.tickets import outbox, store_comments, store_tickets
+from services.tickets.database import Database, Found
 from services.tickets.tickets import existing_ticket
 
 COMMENTS_LIMIT = 1000
@@ -26,7 +27,10 @@ async def add_comment(
     async with database.write(principal.organization_id) as write:
         ticket = await existing_ticket(write.connection, principal.organization_id, ticket_id, lock=True)
         stamp = await store_tickets.new_id_and_time(write.connection)
-        ticket = msgspec.structs.replace(ticket, version=ticket.version + 1, updated_at=stamp["at"])
+        first_response = ticket.first_response_at or (stamp["at"] if principal.user_id != ticket.user_id else None)
+        ticket = msgspec.structs.replace(
+            ticket, version=ticket.version + 1, updated_at=stamp["at"], first_response_at=first_response
+        )
         comment = Comment(
             id=stamp["id"],
             ticket_id=ticket_id,
@@ -38,35 +42,41 @@ async def add_comment(
             EventTypes.COMMENTED,
             ticket,
             event_id=stamp["event_id"],
-            changed=[],
             principal=principal,
             comment=comment,
         )
-        await store_tickets.insert_comment(write.connection, ticket, comment, event)
+        await store_comments.insert_comment(write.connection, ticket, comment, event)
     return comment, write.position
 
 
 async def list_comments(
     database: Database, organization_id: uuid.UUID, ticket_id: uuid.UUID, requirement: Requirement
-) -> tuple[CommentList, Read, Position]:
+) -> Found[CommentList]:
     """The ticket's comments, oldest first, at most 1,000.
 
     Raises:
         Problem: `ticket_not_found` (404).
     """
-    document, read, consistency = await get_document(database, organization_id, ticket_id, requirement)
-    return CommentList(document.comments), read, consistency
+
+    async def work(connection: asyncpg.Connection) -> CommentList:
+        await existing_ticket(connection, organization_id, ticket_id)
+        return CommentList(await store_comments.select_comments(connection, organization_id, ticket_id, COMMENTS_LIMIT))
+
+    return await database.read(organization_id, requirement, work)
 
 
 async def get_document(
     database: Database, organization_id: uuid.UUID, ticket_id: uuid.UUID, requirement: Requirement
-) -> tuple[TicketDocument, Read, Position]:
+) -> Found[TicketDocument]:
     """A ticket with its comments, both of one snapshot.
 
     Raises:
         Problem: `ticket_not_found` (404).
     """
-    async with database.read(organization_id, requirement) as read:
-        ticket = await existing_ticket(read.connection, organization_id, ticket_id)
-        comments = await store_tickets.select_comments(read.connection, organization_id, ticket_id, COMMENTS_LIMIT)
-        return TicketDocument(ticket, comments), read, await read.consistency()
+
+    async def work(connection: asyncpg.Connection) -> TicketDocument:
+        ticket = await existing_ticket(connection, organization_id, ticket_id)
+        comments = await store_comments.select_comments(connection, organization_id, ticket_id, COMMENTS_LIMIT)
+        return TicketDocument(ticket, comments)
+
+    return await database.read(organization_id, requirement, work)

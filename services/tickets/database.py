@@ -7,9 +7,11 @@ a cache decide whether an entry is new enough for a reader, the second is what t
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Generic, TypeVar
 
 import asyncpg
 import structlog
@@ -41,6 +43,7 @@ SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_curre
 # The upper bound of what the transaction's statements so far could see.
 READ_POSITION = "SELECT read_position() AS lsn"
 
+T = TypeVar("T")
 log = structlog.get_logger()
 
 
@@ -52,17 +55,13 @@ class Write:
         self.position: Position
 
 
-class Read:
-    """A read-only transaction."""
+@dataclasses.dataclass(frozen=True)
+class Found(Generic[T]):
+    """What a read found, with the two positions of its answer."""
 
-    def __init__(self, connection: asyncpg.Connection, timeline: int, as_of: Position) -> None:
-        self.connection = connection
-        self.as_of = as_of
-        self._timeline = timeline
-
-    async def consistency(self) -> Position:
-        """The token of an answer made of what was read so far."""
-        return Position(self._timeline, await self.connection.fetchval(READ_POSITION))
+    value: T
+    as_of: Position
+    consistency: Position
 
 
 class _Server:
@@ -147,26 +146,26 @@ class Database:
                 yield write
             write.position = self._primary.seen(await connection.fetchrow(SERVER_POSITION))
 
-    @contextlib.asynccontextmanager
-    async def read(self, organization_id: uuid.UUID, requirement: Requirement) -> AsyncIterator[Read]:
-        """A read on a server that includes what is required: the next such replica, else the primary.
+    async def read(
+        self,
+        organization_id: uuid.UUID,
+        requirement: Requirement,
+        work: Callable[[asyncpg.Connection], Awaitable[T]],
+    ) -> Found[T]:
+        """Do `work` in a read-only transaction of one snapshot, on a server that includes what is required.
+
+        `work` may be done again on another server when the first one fails.
 
         Raises:
             Problem: `invalid_parameter` for a position that the primary has not reached.
         """
-        async with contextlib.AsyncExitStack() as stack:
-            yield await self._begin(stack, organization_id, requirement)
-
-    async def _begin(
-        self, stack: contextlib.AsyncExitStack, organization_id: uuid.UUID, requirement: Requirement
-    ) -> Read:
         while True:
             server = await self._server_for(requirement)
             seen = server.position or await server.refresh()
             try:
-                connection = await stack.enter_async_context(
-                    transaction(server.pool, organization_id=organization_id, read_only=True)
-                )
+                async with transaction(server.pool, organization_id=organization_id, read_only=True) as connection:
+                    value = await work(connection)
+                    newest = Position(seen.timeline, await connection.fetchval(READ_POSITION))
             except UNAVAILABLE_ERRORS as error:
                 if server is self._primary:
                     raise
@@ -177,7 +176,7 @@ class Database:
                 # this position, however, is.
                 seen = seen._replace(lsn=max(0, seen.lsn - 1))
             as_of = max(seen, requirement.position) if requirement.position else seen
-            return Read(connection, seen.timeline, as_of)
+            return Found(value, as_of, newest)
 
     async def check(self) -> None:
         """Raise what the driver raises when the primary does not answer within a second."""

@@ -3,6 +3,7 @@
 import re
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -14,7 +15,7 @@ from libs.common.models import BulkCreate, NewComment, NewTicket, Status, Ticket
 from libs.common.problems import Problem, decode_body
 from libs.common.service import json_response, read_json_body
 from services.tickets import bulk, comments, tickets
-from services.tickets.database import Database, Read
+from services.tickets.database import Database, Found
 
 _new_ticket = msgspec.json.Decoder(NewTicket)
 _changes = msgspec.json.Decoder(TicketChanges)
@@ -69,15 +70,15 @@ class TicketRoutes:
 
     async def get(self, request: web.Request) -> web.Response:
         principal = self._principal(request)
-        ticket, read, consistency = await tickets.get_ticket(
+        found = await tickets.get_ticket(
             self._database(), principal.organization_id, ticket_id_of(request), _requirement(request)
         )
-        return json_response(ticket, headers=_read(read, consistency) | {"ETag": _etag(ticket.version)})
+        return json_response(found.value, headers=_read(found) | {"ETag": _etag(found.value.version)})
 
     async def list(self, request: web.Request) -> web.Response:
         principal = self._principal(request)
         query = request.query
-        page, read, consistency = await tickets.list_tickets(
+        found = await tickets.list_tickets(
             self._database(),
             principal.organization_id,
             _requirement(request),
@@ -85,7 +86,8 @@ class TicketRoutes:
             cursor=query.get("cursor"),
             limit=_limit(query.get("limit")),
         )
-        headers = _read(read, consistency)
+        headers = _read(found)
+        page = found.value
         if page.next_cursor:
             following = request.rel_url.update_query(cursor=page.next_cursor)
             headers["Link"] = f'<{following}>; rel="next"'
@@ -101,10 +103,10 @@ class TicketRoutes:
 
     async def list_comments(self, request: web.Request) -> web.Response:
         principal = self._principal(request)
-        found, read, consistency = await comments.list_comments(
+        found = await comments.list_comments(
             self._database(), principal.organization_id, ticket_id_of(request), _requirement(request)
         )
-        return json_response(found, headers=_read(read, consistency))
+        return json_response(found.value, headers=_read(found))
 
     async def document(self, request: web.Request) -> web.Response:
         """Refetch one, for the other services: the newest state, so from the primary."""
@@ -113,10 +115,10 @@ class TicketRoutes:
             organization_id = uuid.UUID(request.query.get("organization_id", ""))
         except ValueError as error:
             raise Problem("invalid_parameter", "organization_id must be a UUID.") from error
-        document, read, consistency = await comments.get_document(
+        found = await comments.get_document(
             self._database(), organization_id, ticket_id_of(request), Requirement(primary=True)
         )
-        return json_response(document, headers=_read(read, consistency))
+        return json_response(found.value, headers=_read(found))
 
     def _principal(self, request: web.Request) -> Principal:
         return self._verifier.principal(request.headers.get(PRINCIPAL_HEADER))
@@ -172,5 +174,5 @@ def _written(position: Position) -> dict[str, str]:
     return {HEADER: position.token()}
 
 
-def _read(read: Read, consistency: Position) -> dict[str, str]:
-    return {HEADER: consistency.token(), AS_OF_HEADER: read.as_of.token()}
+def _read(found: Found[Any]) -> dict[str, str]:
+    return {HEADER: found.consistency.token(), AS_OF_HEADER: found.as_of.token()}

@@ -14,10 +14,12 @@ from libs.common.events import EventTypes
 from libs.common.identity import Principal
 from libs.common.models import NewTicket, Status, Ticket, TicketChanges, TicketPage
 from libs.common.problems import FieldError, Problem
-from services.tickets import outbox, store_tickets
-from services.tickets.database import Database, Read
+from services.tickets import outbox, store_lists, store_tickets
+from services.tickets.database import Database, Found
+from services.tickets.outbox import Changes
 
 PAGE_LIMIT = 100
+SOLVED = frozenset({Status.SOLVED, Status.CLOSED})
 _NEWEST = (dt.datetime(9999, 1, 1, tzinfo=dt.UTC), uuid.UUID(int=2**128 - 1))
 log = structlog.get_logger()
 
@@ -36,7 +38,6 @@ async def create_ticket(database: Database, principal: Principal, new: NewTicket
                 EventTypes.CREATED,
                 ticket,
                 event_id=drawn["event_id"],
-                changed=[],
                 principal=principal,
             )
             await store_tickets.insert_ticket(write.connection, ticket, event)
@@ -51,7 +52,7 @@ async def update_ticket(
     database: Database,
     principal: Principal,
     ticket_id: uuid.UUID,
-    changes: TicketChanges,
+    wanted: TicketChanges,
     *,
     expected_version: int,
 ) -> tuple[Ticket, Position]:
@@ -70,22 +71,19 @@ async def update_ticket(
                     f"The ticket is at version {current.version}, If-Match names {expected_version}.",
                     current_version=current.version,
                 )
-            wanted = {
-                name: value
-                for name in changes.__struct_fields__
-                if (value := getattr(changes, name)) is not msgspec.UNSET
+            changes: Changes = {
+                name: (getattr(current, name), value)
+                for name in wanted.__struct_fields__
+                if (value := getattr(wanted, name)) is not msgspec.UNSET and value != getattr(current, name)
             }
-            changed = [name for name, value in wanted.items() if value != getattr(current, name)]
-            if changed:
+            if changes:
                 stamp = await store_tickets.new_id_and_time(write.connection)
-                current = msgspec.structs.replace(
-                    current, **wanted, version=current.version + 1, updated_at=stamp["at"]
-                )
+                current = changed_ticket(current, changes, stamp["at"])
                 event = outbox.row(
-                    outbox.type_of_update(changed),
+                    outbox.type_of_update(changes),
                     current,
                     event_id=stamp["event_id"],
-                    changed=changed,
+                    changes=changes,
                     principal=principal,
                 )
                 await store_tickets.update_ticket(write.connection, current, event)
@@ -97,17 +95,29 @@ async def update_ticket(
     return current, write.position
 
 
+def changed_ticket(ticket: Ticket, changes: Changes, at: dt.datetime) -> Ticket:
+    """The next version of a ticket."""
+    changed = msgspec.structs.replace(
+        ticket, **{name: new for name, (_old, new) in changes.items()}, version=ticket.version + 1, updated_at=at
+    )
+    if changed.status not in SOLVED:
+        return msgspec.structs.replace(changed, solved_at=None)
+    return msgspec.structs.replace(changed, solved_at=ticket.solved_at or at)
+
+
 async def get_ticket(
     database: Database, organization_id: uuid.UUID, ticket_id: uuid.UUID, requirement: Requirement
-) -> tuple[Ticket, Read, Position]:
+) -> Found[Ticket]:
     """A ticket as a server that includes what is required sees it.
 
     Raises:
         Problem: `ticket_not_found` (404).
     """
-    async with database.read(organization_id, requirement) as read:
-        ticket = await existing_ticket(read.connection, organization_id, ticket_id)
-        return ticket, read, await read.consistency()
+
+    async def work(connection: asyncpg.Connection) -> Ticket:
+        return await existing_ticket(connection, organization_id, ticket_id)
+
+    return await database.read(organization_id, requirement, work)
 
 
 async def list_tickets(
@@ -118,21 +128,23 @@ async def list_tickets(
     status: Status | None,
     cursor: str | None,
     limit: int,
-) -> tuple[TicketPage, Read, Position]:
+) -> Found[TicketPage]:
     """A page of at most `limit` (1 to 100) tickets, newest first.
 
     Raises:
         Problem: `invalid_parameter` (400) for a cursor that is none.
     """
     before = _read_cursor(cursor) if cursor else _NEWEST
-    async with database.read(organization_id, requirement) as read:
-        found = await store_tickets.list_tickets(
-            read.connection, organization_id, status=status, before=before, limit=limit + 1
+
+    async def work(connection: asyncpg.Connection) -> TicketPage:
+        found = await store_lists.list_tickets(
+            connection, organization_id, status=status, before=before, limit=limit + 1
         )
         page = found[:limit]
         more = len(found) > limit
-        next_cursor = _write_cursor(page[-1].created_at, page[-1].id) if more else None
-        return TicketPage(page, next_cursor), read, await read.consistency()
+        return TicketPage(page, _write_cursor(page[-1].created_at, page[-1].id) if more else None)
+
+    return await database.read(organization_id, requirement, work)
 
 
 async def existing_ticket(

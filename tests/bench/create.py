@@ -6,7 +6,6 @@ and the encoding of events.
 """
 
 import asyncio
-import datetime as dt
 import tempfile
 import time
 import uuid
@@ -86,8 +85,8 @@ async def _insert(connection: asyncpg.Connection, organization_id: uuid.UUID, us
         await connection.execute(
             INSERT_TICKET,
             *(organization_id, drawn["ticket_id"], drawn["number"], TITLE, DESCRIPTION, 1, 3, user_id),
-            *(None, "{}", dt.datetime.now(dt.UTC), drawn["ticket_id"].int % 64, drawn["event_id"]),
-            *("ticket.created.v1", _event(drawn, organization_id, user_id), None),
+            *(None, "{}", 1, drawn["at"], drawn["event_id"], "ticket.created.v1", user_id, "service", "bench", "{}"),
+            *(drawn["ticket_id"].int % 64, _event(drawn, organization_id, user_id), None),
         )
     await connection.fetchrow(SERVER_POSITION)
 

@@ -100,7 +100,7 @@ def test_what_is_no_uuid_names_no_ticket(text: str) -> None:
     ],
 )
 def test_the_weightiest_change_names_the_event(changed: list[str], event_type: EventType) -> None:
-    assert type_of_update(changed) == event_type
+    assert type_of_update(dict.fromkeys(changed, (None, None))) == event_type
 
 
 @given(st.lists(st.uuids(version=4), min_size=1))
