@@ -4,10 +4,10 @@ PYTHON := .venv/bin/python
 LAUNCHER := $(PYTHON) -m infra.local
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap installed run stop status logs clean check test soak bench format
+.PHONY: help bootstrap installed run stop status logs clean check test soak bench database-page format
 
 help: ## Show this list
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 bootstrap: ## Make the Python environment .venv; every target that needs it does so by itself
 	@sh infra/local/bootstrap.sh
@@ -31,17 +31,25 @@ check: bootstrap ## Format, lint, strict types, import boundaries, unit tests: n
 	@$(PYTHON) -m ruff format --check --quiet .
 	@$(PYTHON) -m ruff check --quiet .
 	@$(PYTHON) -m mypy
+	@{ .venv/bin/squawk --assume-in-transaction $$(grep -L '^-- no transaction' services/*/migrations/*.sql) && \
+		.venv/bin/squawk $$(grep -l '^-- no transaction' services/*/migrations/*.sql); } \
+		> .local/squawk.log 2>&1 || { cat .local/squawk.log; exit 1; }
 	@.venv/bin/lint-imports --no-cache > .local/lint-imports.log || { cat .local/lint-imports.log; exit 1; }
 	@$(PYTHON) -m pytest tests/unit
 
 test: check ## Everything: check, then contract, integration, fault and end-to-end tests on real servers
 	@$(PYTHON) -m pytest tests --ignore tests/unit
 
-soak: bootstrap ## The kill test ten times over: each service killed while tickets are written
+soak: bootstrap ## Half an hour of faults: the full campaign with its log, then the kill test ten times over; SEED=2
+	@$(PYTHON) -m tests.chaos.campaign --events 100000 --kills 200 --outage 300 --calm 300 --seed $(or $(SEED),1) \
+		--log docs/reliability/campaign.log
 	@KILL_ROUNDS=10 $(PYTHON) -m pytest tests/e2e/test_kill.py -v
 
 bench: bootstrap ## Measure on the real stack and print one table (needs wrk); BENCH="create --repeats 3" chooses
 	@$(PYTHON) -m tests.bench $(BENCH)
+
+database-page: bootstrap ## Write docs/database.md: every plan, with a million tickets; takes minutes
+	@$(PYTHON) -m tests.bench.database_page
 
 format: bootstrap ## Format the code and mend what the linter can mend
 	@$(PYTHON) -m ruff format --quiet .

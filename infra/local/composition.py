@@ -58,17 +58,17 @@ class Composition:
         self.primary: PostgresPrimary | None = None
         self.analytics: PostgresReplica | None = None
         tickets, search = self._databases()
+        readers = self._replicas(replicas)
         self.addresses = Addresses(
             tickets_database=tickets,
             search_database=search,
-            replicas=self._replicas(replicas),
+            replicas=readers,
             kafka=self._kafka(),
             redis=self._redis("redis", "REDIS", credentials.redis, DURABLE_SETTINGS),
             cache_redis=self._redis("cache-redis", "CACHE_REDIS", credentials.cache_redis, CACHE_SETTINGS),
             services={name: f"http://{HOST}:{ports[f'{name.upper()}_PORT']}" for name in SERVICES},
+            analytics=self._analytics(readers, own=analytics),
         )
-        if analytics and self.primary:
-            self.analytics = self._replica(ANALYTICS, port_numbers.free_ports(1)[0], self.primary)
         for name in SERVICES:
             if name in services:
                 self._service(name)
@@ -111,6 +111,16 @@ class Composition:
         return [
             self._replica(f"replica-{index + 1}", numbers[index], self.primary).url("tickets") for index in range(count)
         ]
+
+    def _analytics(self, readers: Sequence[str], *, own: bool) -> str:
+        """Address of the database `tickets` on the server that reports are read from; '' where there is none."""
+        if given := self._environ.get("TICKETS_ANALYTICS_URL"):
+            return given
+        if own and self.primary:
+            self.analytics = self._replica(ANALYTICS, port_numbers.free_ports(1)[0], self.primary)
+            return self.analytics.url("tickets")
+        # A small installation has its reports from the replica that serves reads.
+        return readers[0] if readers and self.primary and not self._environ.get("TICKETS_DATABASE_URL") else ""
 
     def _replica(self, name: str, port: int, primary: PostgresPrimary) -> PostgresReplica:
         replica = PostgresReplica(

@@ -43,6 +43,7 @@ class Addresses:
     cache_redis: str
     kafka: str
     services: dict[str, str]
+    analytics: str = ""  # no reports
 
 
 def service_environment(
@@ -79,6 +80,8 @@ def service_environment(
                 "TICKETS_REPLICA_URLS": ",".join(addresses.replicas),
                 "KAFKA_BOOTSTRAP_SERVERS": addresses.kafka,
             }
+            if addresses.analytics:
+                agreed["TICKETS_ANALYTICS_URL"] = addresses.analytics
         case "notifier":
             defaults["NOTIFIER_ALLOWED_ORIGINS"] = ""
             agreed |= {"REDIS_URL": addresses.redis, "KAFKA_BOOTSTRAP_SERVERS": addresses.kafka}
@@ -110,8 +113,9 @@ def neutral(environ: Mapping[str, str]) -> dict[str, str]:
 
 def require_consistent(environ: Mapping[str, str]) -> None:
     """Raise LauncherError for addresses of external parts that make no sense together."""
-    if environ.get("TICKETS_REPLICA_URLS") and not environ.get("TICKETS_DATABASE_URL"):
-        raise LauncherError("TICKETS_REPLICA_URLS needs TICKETS_DATABASE_URL; set both or neither.")
+    for name in ("TICKETS_REPLICA_URLS", "TICKETS_ANALYTICS_URL"):
+        if environ.get(name) and not environ.get("TICKETS_DATABASE_URL"):
+            raise LauncherError(f"{name} needs TICKETS_DATABASE_URL; set both or neither.")
 
 
 def without_password(url: str) -> str:

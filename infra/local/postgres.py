@@ -53,6 +53,8 @@ SHARED_MEMORY_IN_USE = "pre-existing shared memory block"
 CREATE_ROLE = "CREATE ROLE {name} LOGIN {options} PASSWORD '{password}'"
 # A slot whose replica has no data is left over from a copy that was interrupted.
 DROP_SLOT = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1 AND NOT active"
+CREATE_SLOT = "SELECT pg_create_physical_replication_slot($1)"
+PROMOTE = "SELECT pg_promote()"
 SLOT_IS_LOST = """
 SELECT NOT EXISTS
   (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND wal_status IS DISTINCT FROM 'lost')
@@ -280,7 +282,7 @@ class PostgresReplica(PostgresServer):
     ) -> None:
         super().__init__(name, port, port_variable, root=root, log=log, credentials=credentials)
         self.prepared_after = [primary.name]
-        self._primary = primary
+        self._primary: PostgresServer = primary
         self._slot = name.replace("-", "_")
 
     async def prepare(self) -> None:
@@ -314,6 +316,25 @@ class PostgresReplica(PostgresServer):
             unfinished.rename(self.data)
         finally:
             self._discard(unfinished)
+
+    async def promote(self) -> None:
+        """Make it a primary on a timeline of its own."""
+        connection = await self.connect()
+        try:
+            await connection.execute(PROMOTE)
+        finally:
+            await connection.close()
+
+    async def follow(self, primary: PostgresServer) -> None:
+        """Stream from another server from now on, from where it is; restarts."""
+        connection = await primary.connect()
+        try:
+            await connection.execute(CREATE_SLOT, self._slot)
+        finally:
+            await connection.close()
+        self._primary = primary
+        await self.stop()
+        await self.start()
 
     def more_settings(self) -> dict[str, str]:
         # Beats what pg_basebackup wrote: the primary's port may have changed since.

@@ -23,10 +23,10 @@ HEADERS: Mapping[str, dict[str, Any]] = {
         "format": "uuid",
         "description": "The event's own id; a replay bears the same one.",
     },
-    "ce_source": {"type": "string", "const": SOURCE},
+    "ce_source": {"type": "string", "const": SOURCE, "description": "The service that is the system of record."},
     "ce_type": {"type": "string", "enum": list(EventTypes.ALL), "description": "What happened."},
     "ce_subject": {"type": "string", "format": "uuid", "description": "The ticket's id, as in the key."},
-    "ce_time": {"type": "string", "format": "date-time", "description": "When the change was made, in UTC."},
+    "ce_time": {"type": "string", "format": "date-time", "description": "When the change was made: RFC 3339, UTC."},
     "ce_organizationid": {"type": "string", "format": "uuid", "description": "The organization of the ticket."},
     "ce_ticketversion": {
         "type": "string",
@@ -37,7 +37,7 @@ HEADERS: Mapping[str, dict[str, Any]] = {
         "type": "string",
         "description": "A consistency token that includes the change; opaque. A replay may bear a later one.",
     },
-    "content-type": {"type": "string", "const": CONTENT_TYPE},
+    "content-type": {"type": "string", "const": CONTENT_TYPE, "description": "What the value is."},
     "traceparent": {"type": "string", "description": "W3C trace context of the change, where there was one."},
 }
 OPTIONAL_HEADERS = frozenset({"traceparent"})

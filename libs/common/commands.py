@@ -3,7 +3,7 @@
 import asyncio
 import os
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import asyncpg
 import typer
@@ -36,10 +36,20 @@ def load_settings(settings_type: type[S], *, service: str) -> S:
         raise typer.Exit(EXIT_SETTINGS) from error
 
 
-def migrate(url: str, folder: Path) -> None:
+PhaseOption = Annotated[
+    migrations.Phase | None,
+    typer.Option(
+        help="`before`: what the new version needs, while the old one still runs. `after`: what only the old one "
+        "needed, when none of it runs any more. Both unless told."
+    ),
+]
+
+
+def migrate(url: str, folder: Path, phase: migrations.Phase | None) -> None:
     """Bring a database's schema up to this version and say what was done; exits with 3 when that fails."""
+    phases = frozenset([phase] if phase else migrations.Phase)
     try:
-        applied = asyncio.run(migrations.migrate(url, folder))
+        applied = asyncio.run(migrations.migrate(url, folder, phases))
     except (migrations.SchemaError, asyncpg.PostgresError, *UNAVAILABLE_ERRORS) as error:
         typer.echo(f"The migration failed: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from error

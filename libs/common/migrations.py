@@ -31,8 +31,10 @@ RECORD = "INSERT INTO schema_migrations (name, sha256) VALUES ($1, $2)"
 # Tried and not waited for: a statement that waits has a snapshot, and CREATE INDEX CONCURRENTLY would wait for that.
 TRY_LOCK = "SELECT pg_try_advisory_lock(hashtext('relaydesk migrations'))"
 
-# A statement of a migration that cannot get its lock blocks everybody behind it for this long, then steps back.
+# A statement of a migration that cannot get its lock blocks everybody behind it for this long, then steps back. One
+# that runs CONCURRENTLY blocks nobody while it waits, and would throw hours of work away.
 LOCK_TIMEOUT = "SET lock_timeout = '2s'"
+NO_LOCK_TIMEOUT = "SET lock_timeout = 0"
 LOCK_TRIES = 30
 _PAUSE_SECONDS = 1.0
 _NO_TRANSACTION = "-- no transaction"
@@ -89,7 +91,6 @@ async def migrate(url: str, folder: Path, phases: frozenset[Phase] = frozenset(P
     try:
         await _lock(connection)
         await connection.execute(CREATE_TABLE)
-        await connection.execute(LOCK_TIMEOUT)
         applied = await _applied(connection)
         wanted = read(folder)
         _compare(applied, wanted)
@@ -127,9 +128,11 @@ async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
     for attempt in range(1, LOCK_TRIES + 1):
         try:
             for statement in migration.statements:
+                await connection.execute(NO_LOCK_TIMEOUT if " CONCURRENTLY " in statement else LOCK_TIMEOUT)
                 if created := _CREATED_INDEX.search(statement):
                     await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {created[1]}")
                 await connection.execute(statement)
+            await connection.execute(LOCK_TIMEOUT)
             async with connection.transaction():
                 if not migration.statements:
                     await connection.execute(migration.sql)

@@ -104,8 +104,11 @@ class Comment(msgspec.Struct, frozen=True, kw_only=True):
     created_at: dt.datetime
 
 
-class CommentList(msgspec.Struct, frozen=True):
+class CommentPage(msgspec.Struct, frozen=True):
+    """`next_cursor` is None on the last page."""
+
     comments: list[Comment]
+    next_cursor: str | None
 
 
 class TicketDocument(msgspec.Struct, frozen=True):
@@ -145,11 +148,28 @@ class BulkCreate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tickets: Annotated[list[msgspec.Raw], Meta(min_length=1, max_length=BULK_ROWS)]
 
 
+class TicketUpdate(TicketChanges, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One row of a bulk update: a ticket, the version that the changes are based on, and the changes.
+
+    A row without a version is refused as an update without If-Match is.
+    """
+
+    id: uuid.UUID
+    version: Annotated[int, Meta(ge=1, lt=2**53)] | msgspec.UnsetType = msgspec.UNSET
+
+
+class BulkUpdate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Rows are judged one by one, so they stay undecoded here: each is a `TicketUpdate`."""
+
+    tickets: Annotated[list[msgspec.Raw], Meta(min_length=1, max_length=BULK_ROWS)]
+
+
 class BulkProblem(msgspec.Struct, frozen=True, omit_defaults=True):
     code: str
     title: str
     detail: str | None = None
     errors: list[dict[str, str]] = []
+    current_version: int | None = None
 
 
 class BulkResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,6 +184,23 @@ class BulkResult(msgspec.Struct, frozen=True, kw_only=True):
 
 class BulkReport(msgspec.Struct, frozen=True):
     results: list[BulkResult]
+
+
+class BulkUpdateResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One row's fate: `updated`, `unchanged` (the changes change nothing) or `refused`.
+
+    `version` is the ticket's version after the batch; None for a row that is refused.
+    """
+
+    index: int
+    status: str
+    id: uuid.UUID | None = None
+    version: int | None = None
+    problem: BulkProblem | None = None
+
+
+class BulkUpdateReport(msgspec.Struct, frozen=True):
+    results: list[BulkUpdateResult]
 
 
 class FoundTicket(msgspec.Struct, frozen=True, kw_only=True):

@@ -57,6 +57,7 @@ class StartError(Exception):
 
 
 READINESS: web.AppKey[Readiness] = web.AppKey("readiness", Readiness)
+_STREAMS: web.AppKey[bool] = web.AppKey("streams", bool)
 
 
 def json_response(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -106,8 +107,13 @@ def add_service_defaults(
 
     `translate` maps a driver's exception to the problem a client is told; None means an internal error. `streaming`
     routes (websockets, long polls) last as long as the client likes: they are left out of spans, durations and log.
+
+    The handler of a client that has gone is cancelled, wherever it waits; what must not be left half done there
+    is awaited with `background.finish`. Not in an application with streaming routes: a stream notices its client's end
+    by itself and ends in good order.
     """
     app[READINESS] = Readiness()
+    app[_STREAMS] = bool(streaming)
     app.middlewares.insert(0, _request_middleware(translate or (lambda _error: None), streaming))
     app.router.add_get("/livez", _livez)
     app.router.add_get("/readyz", _readyz)
@@ -155,7 +161,12 @@ def _request_middleware(translate: Translate, streaming: frozenset[str]):  # typ
         with tracing.TRACER.start_as_current_span(
             f"{request.method} {route}", context=context, kind=SpanKind.SERVER, record_exception=False
         ) as span:
-            response = await _answer(request, handler, translate)
+            try:
+                response = await _answer(request, handler, translate)
+            except asyncio.CancelledError:
+                duration_ms = round((time.perf_counter() - started) * 1000, 2)
+                log.info("request_abandoned", method=request.method, route=route, duration_ms=duration_ms, **fields)
+                raise
             if span.is_recording():
                 span.set_attributes(
                     {
@@ -242,7 +253,7 @@ async def _serve(build_app: Callable[[], web.Application], host: str, port: int,
         loop.add_signal_handler(number, stop.set)
     app = _built(build_app)
     readiness = app[READINESS]
-    runner = Runner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
+    runner = Runner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS, handler_cancellation=not app[_STREAMS])
     try:
         if not await _set_up(runner, stop):
             return

@@ -18,6 +18,7 @@ from services.gateway.authentication import Authenticator
 from services.gateway.endpoints import ENDPOINTS
 from services.gateway.health import HealthRoute
 from services.gateway.reads import CachedReads
+from services.gateway.routes_reports import ReportRoutes
 from services.gateway.routes_session import SessionRoutes
 from services.gateway.routes_tickets import TicketRoutes
 from services.gateway.sessions import SessionStore
@@ -48,6 +49,7 @@ def build_app(settings: Settings) -> web.Application:
     authenticator = Authenticator(sessions, tickets, redis)
 
     ticket_routes = TicketRoutes(authenticator, reads, tickets, search)
+    report_routes = ReportRoutes(authenticator, tickets)
     session_routes = SessionRoutes(
         authenticator,
         sessions,
@@ -64,21 +66,27 @@ def build_app(settings: Settings) -> web.Application:
         return web.Response(body=document, headers=headers)
 
     handlers: dict[str, Handler] = {
-        "sign_in": session_routes.sign_in,
+        "sign_in": _carried_to_its_end(session_routes.sign_in),
         "who_am_i": session_routes.who_am_i,
-        "sign_out": session_routes.sign_out,
+        "sign_out": _carried_to_its_end(session_routes.sign_out),
         "create_key": session_routes.keys,
         "list_keys": session_routes.keys,
-        "revoke_key": session_routes.revoke_key,
+        "revoke_key": _carried_to_its_end(session_routes.revoke_key),
         "realtime_token": session_routes.realtime_token,
         "create_ticket": ticket_routes.write,
         "create_tickets": ticket_routes.write,
         "update_ticket": ticket_routes.write,
+        "update_tickets": ticket_routes.update_many,
         "add_comment": ticket_routes.write,
         "list_tickets": ticket_routes.list,
         "get_ticket": ticket_routes.get,
         "list_comments": ticket_routes.list_comments,
+        "list_history": ticket_routes.list_history,
+        "list_audit": report_routes.report,
         "search": ticket_routes.search,
+        "report_tickets": report_routes.report,
+        "report_times": report_routes.report,
+        "report_backlog": report_routes.report,
         "health": health.get,
         "openapi": serve_openapi,
     }
@@ -94,6 +102,15 @@ def build_app(settings: Settings) -> web.Application:
 
     app.cleanup_ctx.append(resources)
     return app
+
+
+def _carried_to_its_end(handler: Handler) -> Handler:
+    """Also when the client has gone meanwhile: what has ended in one place must be told to the others."""
+
+    async def carried(request: web.Request) -> web.StreamResponse:
+        return await background.finish(handler(request))
+
+    return carried
 
 
 def _redis(url: str) -> Redis:

@@ -1,10 +1,11 @@
 """Every public endpoint, declared once: the router and the OpenAPI document are made from this table."""
 
+import enum
 from typing import Any
 
 import msgspec
 
-from libs.common import models, people
+from libs.common import history, models, people, reports
 from services.gateway.health import Health
 
 
@@ -22,13 +23,33 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     query: tuple[tuple[str, str, dict[str, Any]], ...] = ()
     cached: bool = False
     if_match: bool = False
+    idempotent: bool = False
     consistency: bool = False
     public: bool = False
     problems: tuple[str, ...] = ()
 
 
 _LIMIT = {"type": "integer", "minimum": 1, "maximum": 100, "default": 25}
+_DAY = {"type": "string", "format": "date"}
+_RANGE = (
+    ("from", "The first day, in UTC; 29 days before the last by default.", _DAY),
+    ("to", "The last day, in UTC, at most 365 days after the first; today by default.", _DAY),
+)
+_TICKET_SORTS = ["created_at", "-created_at", "updated_at", "-updated_at"]
+_SORT_TEXT = (
+    "The order; with a minus the newest first. A ticket that is changed while a client pages by `updated_at` moves in "
+    "that order, so it may be met twice or not at all; in the order of creation every ticket keeps its place."
+)
+_CURSOR_TEXT = "The `next_cursor` of the page before; only with the sort and the filters it was given out for."
+_IDEMPOTENT = ("invalid_parameter", "idempotency_key_in_use", "idempotency_key_reused")
 _BODY = ("malformed_json", "body_too_large", "unsupported_media_type", "validation_failed")
+
+
+def _names(among: type[enum.StrEnum]) -> dict[str, Any]:
+    """One name, or several with commas between."""
+    one = "|".join(among)
+    return {"type": "string", "pattern": f"^({one})(,({one}))*$"}
+
 
 ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint(
@@ -61,7 +82,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         status=201,
         request=people.NewApiKey,
         response=people.ApiKey,
-        problems=_BODY,
+        idempotent=True,
+        problems=(*_BODY, *_IDEMPOTENT),
     ),
     Endpoint(
         method="GET",
@@ -98,21 +120,26 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         request=models.NewTicket,
         response=models.Ticket,
         consistency=True,
-        problems=(*_BODY, "external_id_taken"),
+        idempotent=True,
+        problems=(*_BODY, *_IDEMPOTENT, "external_id_taken"),
     ),
     Endpoint(
         method="GET",
         path="/api/tickets",
         operation="list_tickets",
         tag="tickets",
-        summary="List tickets, newest first",
+        summary="List tickets by status, priority, assignee or creator, newest first or in another order",
         response=models.TicketPage,
         consistency=True,
         cached=True,
         query=(
-            ("status", "Only tickets of this status.", {"type": "string", "enum": list(models.Status)}),
+            ("status", "Only tickets of this status, or of one of several with commas between.", _names(models.Status)),
+            ("priority", "Only tickets of this priority, or of one of several.", _names(models.Priority)),
+            ("assigned_to", "Only tickets of this assignee: a user's id, `me` or `none`.", {"type": "string"}),
+            ("user_id", "Only tickets that this user created: a user's id or `me`.", {"type": "string"}),
+            ("sort", _SORT_TEXT, {"type": "string", "enum": _TICKET_SORTS, "default": "-created_at"}),
             ("limit", "Tickets a page.", _LIMIT),
-            ("cursor", "The `next_cursor` of the page before.", {"type": "string"}),
+            ("cursor", _CURSOR_TEXT, {"type": "string"}),
         ),
         problems=("invalid_parameter",),
     ),
@@ -124,6 +151,18 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         summary="Create up to 500 tickets; every row's fate is told",
         request=models.BulkCreate,
         response=models.BulkReport,
+        consistency=True,
+        idempotent=True,
+        problems=(*_BODY, *_IDEMPOTENT),
+    ),
+    Endpoint(
+        method="PATCH",
+        path="/api/tickets/bulk",
+        operation="update_tickets",
+        tag="tickets",
+        summary="Change up to 500 tickets that are still at the version in their row; every row's fate is told",
+        request=models.BulkUpdate,
+        response=models.BulkUpdateReport,
         consistency=True,
         problems=_BODY,
     ),
@@ -160,18 +199,55 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         request=models.NewComment,
         response=models.Comment,
         consistency=True,
-        problems=(*_BODY, "ticket_not_found"),
+        idempotent=True,
+        problems=(*_BODY, *_IDEMPOTENT, "ticket_not_found"),
     ),
     Endpoint(
         method="GET",
         path="/api/tickets/{ticket_id}/comments",
         operation="list_comments",
         tag="tickets",
-        summary="List a ticket's comments, oldest first",
-        response=models.CommentList,
+        summary="List a ticket's comments",
+        response=models.CommentPage,
         consistency=True,
         cached=True,
+        query=(
+            ("sort", "The order.", {"type": "string", "enum": ["created_at", "-created_at"], "default": "created_at"}),
+            ("limit", "Comments a page.", _LIMIT),
+            ("cursor", _CURSOR_TEXT, {"type": "string"}),
+        ),
         problems=("ticket_not_found", "invalid_parameter"),
+    ),
+    Endpoint(
+        method="GET",
+        path="/api/tickets/{ticket_id}/history",
+        operation="list_history",
+        tag="tickets",
+        summary="List a ticket's versions: who changed what",
+        response=history.HistoryPage,
+        consistency=True,
+        cached=True,
+        query=(
+            ("sort", "The order.", {"type": "string", "enum": list(history.HistorySort), "default": "-version"}),
+            ("limit", "Versions a page.", _LIMIT),
+            ("cursor", _CURSOR_TEXT, {"type": "string"}),
+        ),
+        problems=("ticket_not_found", "invalid_parameter"),
+    ),
+    Endpoint(
+        method="GET",
+        path="/api/audit",
+        operation="list_audit",
+        tag="session",
+        summary="List what was done to users and keys, and who signed in, newest first; for admins",
+        response=history.AuditPage,
+        consistency=True,
+        query=(
+            ("action", "Only entries of this action.", {"type": "string", "enum": list(history.Action)}),
+            ("limit", "Entries a page.", _LIMIT),
+            ("cursor", _CURSOR_TEXT, {"type": "string"}),
+        ),
+        problems=("permission_denied", "invalid_parameter"),
     ),
     Endpoint(
         method="GET",
@@ -185,6 +261,41 @@ ENDPOINTS: tuple[Endpoint, ...] = (
             ("q", 'Words, `"a phrase"`, `-not`, `or`; a bare number finds the ticket.', {"type": "string"}),
             ("limit", "Results.", {**_LIMIT, "maximum": 50, "default": 20}),
         ),
+        problems=("invalid_parameter",),
+    ),
+    Endpoint(
+        method="GET",
+        path="/api/reports/tickets",
+        operation="report_tickets",
+        tag="reports",
+        summary="How many tickets were created, by status, by assignee or by day",
+        response=reports.TicketsReport,
+        consistency=True,
+        query=(
+            ("by", "What to count by.", {"type": "string", "enum": list(reports.By), "default": "status"}),
+            *_RANGE,
+        ),
+        problems=("invalid_parameter",),
+    ),
+    Endpoint(
+        method="GET",
+        path="/api/reports/times",
+        operation="report_times",
+        tag="reports",
+        summary="How long tickets created in the range waited for the first response and for their resolution",
+        response=reports.TimesReport,
+        consistency=True,
+        query=_RANGE,
+        problems=("invalid_parameter",),
+    ),
+    Endpoint(
+        method="GET",
+        path="/api/reports/backlog",
+        operation="report_backlog",
+        tag="reports",
+        summary="How many tickets are unsolved, and how old they are",
+        response=reports.BacklogReport,
+        consistency=True,
         problems=("invalid_parameter",),
     ),
     Endpoint(

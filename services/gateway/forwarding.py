@@ -10,8 +10,8 @@ from libs.common.problems import Problem
 from libs.common.service import LOG_FIELDS, read_json_body
 from services.gateway.upstream import Answer, Upstream
 
-_SENT_HEADERS = ("If-Match",)
-_RELAYED_HEADERS = ("Content-Type", "ETag", "Location", "Link", "Retry-After", HEADER)
+_SENT_HEADERS = ("If-Match", "Idempotency-Key")
+_RELAYED_HEADERS = ("Content-Type", "ETag", "Location", "Link", "Retry-After", "Idempotency-Replayed", HEADER)
 _NOT_FOUND = {"ticket_id": ("ticket_not_found", "ticket"), "key_id": ("key_not_found", "API key")}
 
 

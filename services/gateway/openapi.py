@@ -14,6 +14,10 @@ from services.gateway.sessions import COOKIE
 _AUTHENTICATED = ("authentication_required",)
 _ALWAYS = ("malformed_request", "internal_error", "service_unavailable", "deadline_exceeded")
 _BINARY_STATUSES = {204}
+_IDEMPOTENCY_KEY = (
+    "1 to 255 visible ASCII characters, best a UUID. A request that is sent again with its key within 24 hours is "
+    "carried out once and answered as it was the first time."
+)
 
 
 def document() -> dict[str, Any]:
@@ -99,6 +103,8 @@ def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
     ]
     if endpoint.if_match:
         parameters.append(_header("If-Match", "The version the change is based on, in quotes.", required=True))
+    if endpoint.idempotent:
+        parameters.append(_header("Idempotency-Key", _IDEMPOTENCY_KEY))
     if endpoint.cached:
         parameters.append(_header("If-None-Match", "An ETag; 304 if it is current."))
     if endpoint.consistency and endpoint.method == "GET":
@@ -121,6 +127,7 @@ def _answer_headers(endpoint: Endpoint) -> dict[str, Any]:
         HEADER: endpoint.consistency,
         "ETag": endpoint.cached or endpoint.if_match,
         "Location": endpoint.operation == "create_ticket",
+        "Idempotency-Replayed": endpoint.idempotent,
         "Link": any(name == "cursor" for name, _text, _schema in endpoint.query),
     }
     return {name: {"schema": {"type": "string"}} for name, present in names.items() if present}

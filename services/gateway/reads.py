@@ -1,7 +1,7 @@
 """Cached reads: principal → L1 → L2 → upstream, and the answer written as it was stored."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -29,12 +29,14 @@ class CachedReads:
         *,
         key_type: str,
         tags: Sequence[str],
+        query: Mapping[str, str] | None = None,
         consistent: bool = True,
     ) -> web.Response:
         """Answer a GET from the cache or from `upstream`.
 
-        The key names the tenant, the role, the path and the normalised query. A request's consistency token is
-        honoured where the upstream knows positions (`consistent`).
+        The key names the tenant, the role, the path and the normalised query: it must not mean another thing to
+        another user of that role, and `query` is what to ask instead of a request's query that does. A request's
+        consistency token is honoured where the upstream knows positions (`consistent`).
 
         Raises:
             Problem: `invalid_parameter` (400) for a malformed token, 404 as `path_id`, and what `call` raises.
@@ -42,8 +44,8 @@ class CachedReads:
         token = request.headers.get(HEADER) if consistent else None
         need = Position.from_token(token) if token else None
         path = upstream_path(request)
-        if request.query_string:
-            path += "?" + urlencode(sorted(request.query.items()))
+        if asked := (request.query if query is None else query):
+            path += "?" + urlencode(sorted(asked.items()))
         log_fields = request[LOG_FIELDS]
 
         async def load(requirement: Requirement) -> Loaded:

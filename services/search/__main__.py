@@ -1,6 +1,6 @@
 """`python -m services.search`: serve, migrate."""
 
-from libs.common.commands import command_group, load_settings, migrate
+from libs.common.commands import PhaseOption, command_group, load_settings, migrate
 from libs.common.service import serve
 from services.search.app import build_app
 from services.search.paths import MIGRATIONS
@@ -17,9 +17,9 @@ def serve_command() -> None:
 
 
 @commands.command("migrate")
-def migrate_command() -> None:
+def migrate_command(phase: PhaseOption = None) -> None:
     """Bring the database's schema up to this version. Safe to run again."""
-    migrate(load_settings(DatabaseSettings, service="search").owner_url, MIGRATIONS)
+    migrate(load_settings(DatabaseSettings, service="search").owner_url, MIGRATIONS, phase)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python -m services.tickets`: serve, relay, migrate, provision."""
+"""`python -m services.tickets`: serve, relay, migrate, maintain, provision."""
 
 import asyncio
 import secrets
@@ -11,11 +11,11 @@ import typer
 from aiohttp import web
 
 from libs.common import background, logs, migrations
-from libs.common.commands import EXIT_FAILED, command_group, load_settings, migrate
+from libs.common.commands import EXIT_FAILED, PhaseOption, command_group, load_settings, migrate
 from libs.common.models import Role
 from libs.common.postgres import UNAVAILABLE_ERRORS
 from libs.common.service import add_service_defaults, serve
-from services.tickets import people
+from services.tickets import partitions, people
 from services.tickets.app import build_app
 from services.tickets.database import Database
 from services.tickets.paths import MIGRATIONS
@@ -55,9 +55,22 @@ def relay_command() -> None:
 
 
 @commands.command("migrate")
-def migrate_command() -> None:
+def migrate_command(phase: PhaseOption = None) -> None:
     """Bring the database's schema up to this version. Safe to run again."""
-    migrate(load_settings(DatabaseSettings, service="tickets").owner_url, MIGRATIONS)
+    migrate(load_settings(DatabaseSettings, service="tickets").owner_url, MIGRATIONS, phase)
+
+
+@commands.command("maintain")
+def maintain_command() -> None:
+    """Make partitions ahead and drop those whose time is over, once. `serve` does the same every hour."""
+    loaded = load_settings(DatabaseSettings, service="tickets")
+    logs.configure("tickets", level="warning", log_format="console", stream=sys.stderr)
+    try:
+        made, dropped = asyncio.run(partitions.maintain(loaded))
+    except (*UNAVAILABLE_ERRORS, asyncpg.PostgresError) as error:
+        print(f"The partitions were not maintained: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_FAILED) from error
+    print(f"{made} partitions made, {dropped} dropped.")
 
 
 @commands.command("provision")

@@ -1,4 +1,4 @@
-"""The primary and its replicas: where a transaction goes, and what its answer is known to include.
+"""Transactions: where each goes, and what its answer is known to include.
 
 Two positions of the write-ahead log go with every read. `as_of` is a lower bound: everything that had been told to
 anybody at or before it is included. `consistency` is an upper bound: nothing in the answer is newer. The first lets
@@ -8,10 +8,9 @@ a cache decide whether an entry is new enough for a reader, the second is what t
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import asyncpg
 import structlog
@@ -22,29 +21,35 @@ from libs.common.migrations import require_current
 from libs.common.postgres import (
     ACQUIRE_SECONDS,
     UNAVAILABLE_ERRORS,
+    connect,
     create_pool,
-    transaction,
+    given_up_after,
     transaction_on,
 )
 from libs.common.problems import Problem
+from services.tickets import store_servers
 from services.tickets.paths import MIGRATIONS
+from services.tickets.servers import Fence, Primary, Replica, Server, Servers
 from services.tickets.settings import DatabaseSettings
+from services.tickets.store_servers import READ_POSITION, SERVER_POSITION
 
-POLL_SECONDS = 0.05
 APP_ROLE = "tickets_app"
 IDENTITY_ROLE = "tickets_identity"
 RELAY_ROLE = "tickets_relay"
+MAINTENANCE_ROLE = "tickets_maintenance"
 
-# Where a server stands; on a standby the replayed position and the timeline it follows.
-SERVER_POSITION = """
-SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END AS lsn,
-       CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
-            ELSE ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int END AS timeline"""
-# The upper bound of what the transaction's statements so far could see.
-READ_POSITION = "SELECT read_position() AS lsn"
+# A replica that does not answer costs a read this long, then it is done again elsewhere.
+REPLICA_SECONDS = 2.0
+REPORT_SECONDS = 30.0
+REPORT_LAG_SECONDS = 300.0
+REPORT_CONNECTIONS = 10
+
+# A replica that failed, or that ended a read because it stood in the way of what was to be replayed.
+_ELSEWHERE = (asyncpg.TransactionRollbackError, *UNAVAILABLE_ERRORS)
 
 T = TypeVar("T")
 log = structlog.get_logger()
+Work = Callable[[asyncpg.Connection], Awaitable[T]]
 
 
 class Write:
@@ -64,137 +69,179 @@ class Found(Generic[T]):
     consistency: Position
 
 
-class _Server:
-    """One PostgreSQL server and the position it was last seen at (None: it did not answer)."""
+@dataclasses.dataclass(frozen=True)
+class HotStatements:
+    """What every new connection prepares at once, by what it is used for."""
 
-    def __init__(self, name: str, pool: asyncpg.Pool) -> None:
-        self.name = name
-        self.pool = pool
-        self.position: Position | None = None
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    identity: tuple[str, ...] = ()
 
-    async def watch(self) -> None:
-        while True:
-            try:
-                await self.refresh()
-            except UNAVAILABLE_ERRORS as error:
-                self.lost(error)
-            await asyncio.sleep(POLL_SECONDS)
 
-    def lost(self, error: BaseException) -> None:
-        """Nothing is read from it until it answers again."""
-        if self.position is not None:
-            log.warning("database_server_lost", server=self.name, error=repr(error))
-        self.position = None
-
-    async def refresh(self) -> Position:
-        async with asyncio.timeout(1):
-            return self.seen(await self.pool.fetchrow(SERVER_POSITION))
-
-    def seen(self, row: asyncpg.Record) -> Position:
-        position = Position(row["timeline"], row["lsn"])
-        self.position = max(position, self.position or position)
-        return position
+_NOTHING_HOT = HotStatements()
 
 
 class Database:
     """The tickets database as the application role sees it. Open with `async with Database.open(settings)`."""
 
-    def __init__(self, primary: _Server, replicas: list[_Server], identity: asyncpg.Pool) -> None:
-        self._primary = primary
-        self._replicas = replicas
-        self._turn = itertools.count()
+    def __init__(self, servers: Servers, identity: asyncpg.Pool) -> None:
+        self.servers = servers
         self.identity = identity
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, settings: DatabaseSettings) -> AsyncIterator["Database"]:
+    async def open(cls, settings: DatabaseSettings, hot: HotStatements = _NOTHING_HOT) -> AsyncIterator["Database"]:
         """Connect, refuse a stale schema, and watch every server's position.
 
         Raises:
             SchemaError: when migrations are missing.
         """
+        fence = Fence()
         async with contextlib.AsyncExitStack() as stack:
 
-            async def pool(url: str, role: str, minimum: int, maximum: int) -> asyncpg.Pool:
-                opened = await create_pool(url, role=role, service="tickets", minimum=minimum, maximum=maximum)
+            async def pool(url: str, role: str, minimum: int, maximum: int, **more: Any) -> asyncpg.Pool:
+                opened = await create_pool(url, role=role, service="tickets", minimum=minimum, maximum=maximum, **more)
                 stack.push_async_callback(_close, opened)
                 return opened
 
-            async def connect() -> asyncpg.Pool:
-                connected = await pool(settings.database_url, APP_ROLE, settings.pool_minimum, settings.pool_maximum)
-                async with connected.acquire() as connection:
-                    await require_current(connection, MIGRATIONS)
-                return connected
+            async def connect_primary() -> list[asyncpg.Pool]:
+                url = settings.database_url
+                await _require_current(url)
+                statements = (*hot.writes, *hot.reads, SERVER_POSITION, READ_POSITION)
+                sizes = (settings.pool_minimum, settings.pool_maximum)
+                return [
+                    await pool(url, APP_ROLE, *sizes, prepare=statements, check=fence.check),
+                    await pool(url, IDENTITY_ROLE, 1, 10, prepare=hot.identity, check=fence.check),
+                ]
 
-            primary = _Server("primary", await background.patiently("tickets database", connect))
-            identity = await pool(settings.database_url, IDENTITY_ROLE, 1, 10)
-            replicas = [
-                # A replica may be away at start: its pool connects when it is first asked.
-                _Server(f"replica-{number}", await pool(url, APP_ROLE, 0, settings.pool_maximum))
-                for number, url in enumerate(settings.replica_urls, start=1)
-            ]
-            for server in (primary, *replicas):
-                await stack.enter_async_context(background.running(f"watch_{server.name}", server.watch))
-            yield cls(primary, replicas, identity)
+            pools = await background.patiently("tickets database", connect_primary)
+            primary = Primary(settings.database_url, pools, APP_ROLE, fence)
+            # A replica may be away at start: its pool connects when it is first asked.
+            replicas = []
+            for number, url in enumerate(settings.replica_urls, start=1):
+                opened = await pool(
+                    url, APP_ROLE, 0, settings.pool_maximum, writes=False, prepare=(*hot.reads, READ_POSITION)
+                )
+                replicas.append(Replica(f"replica-{number}", url, opened, APP_ROLE, primary))
+            analytics = None
+            if reports := settings.analytics_url:
+                opened = await pool(
+                    reports, APP_ROLE, 0, REPORT_CONNECTIONS, writes=False, statement_seconds=REPORT_SECONDS
+                )
+                analytics = Replica("analytics", reports, opened, APP_ROLE, primary, lag_seconds=REPORT_LAG_SECONDS)
+            servers = Servers(primary, replicas, analytics)
+            await stack.enter_async_context(servers.watched())
+            yield cls(servers, pools[1])
 
     @contextlib.asynccontextmanager
     async def write(self, organization_id: uuid.UUID) -> AsyncIterator[Write]:
         """A transaction on the primary; `position` of what it yields is set when the block has ended."""
-        async with self._primary.pool.acquire(timeout=ACQUIRE_SECONDS) as connection:
-            async with transaction_on(connection, organization_id=organization_id):
-                write = Write(connection)
-                yield write
-            write.position = self._primary.seen(await connection.fetchrow(SERVER_POSITION))
+        primary = self.servers.primary
+        async with primary.connection() as connection:
+            try:
+                async with transaction_on(connection, organization_id=organization_id):
+                    write = Write(connection)
+                    yield write
+            except asyncpg.ReadOnlySQLTransactionError:
+                await primary.look_again()
+                raise
+            write.position = (await primary.position_on(connection)).position
 
     async def read(
         self,
         organization_id: uuid.UUID,
         requirement: Requirement,
-        work: Callable[[asyncpg.Connection], Awaitable[T]],
+        work: Work[T],
     ) -> Found[T]:
         """Do `work` in a read-only transaction of one snapshot, on a server that includes what is required.
 
-        `work` may be done again on another server when the first one fails.
+        `work` may be done again on another server when a replica fails or takes longer than 2 s.
 
         Raises:
             Problem: `invalid_parameter` for a position that the primary has not reached.
         """
-        while True:
-            server = await self._server_for(requirement)
-            seen = server.position or await server.refresh()
+        need = requirement.position
+        failed: set[Replica] = set()
+        while not requirement.primary and (replica := await self.servers.reader(need, failed)):
             try:
-                async with transaction(server.pool, organization_id=organization_id, read_only=True) as connection:
-                    value = await work(connection)
-                    newest = Position(seen.timeline, await connection.fetchval(READ_POSITION))
-            except UNAVAILABLE_ERRORS as error:
-                if server is self._primary:
-                    raise
-                server.lost(error)
-                continue
-            if server is self._primary:
-                # A commit record may stand in the log before its transaction is visible; what was *told* before
-                # this position, however, is.
-                seen = seen._replace(lsn=max(0, seen.lsn - 1))
-            as_of = max(seen, requirement.position) if requirement.position else seen
-            return Found(value, as_of, newest)
+                return await _read_on(replica, organization_id, work, need, seconds=REPLICA_SECONDS)
+            except _ELSEWHERE as error:
+                log.info("read_elsewhere", server=replica.name, error=repr(error))
+                failed.add(replica)
+                replica.ask_soon()
+        primary = self.servers.primary
+        if primary.standing is None or (need is not None and need > primary.standing.position):
+            reached = (await primary.ask()).position
+            if need is not None and need.timeline == reached.timeline + 1:
+                raise ConnectionError("a promotion has not been noticed yet")  # by this instance; another one has
+            if need is not None and need > reached:
+                raise Problem("invalid_parameter", "The consistency token is from the future.")
+        return await _read_on(primary, organization_id, work, need)
+
+    async def report(self, organization_id: uuid.UUID, work: Work[T]) -> Found[T]:
+        """Do `work`, which reads much, in a read-only transaction of one snapshot on the analytics replica only.
+
+        Each of its statements may take 30 s.
+
+        Raises:
+            Problem: `service_unavailable` when there is no such replica, it does not answer, or it is more than five
+                minutes behind; `deadline_exceeded` when a statement took too long.
+        """
+        server = self.servers.analytics
+        if server is None:
+            raise Problem("service_unavailable", "Reports need an analytics replica: TICKETS_ANALYTICS_URL is not set.")
+        if not server.usable or server.standing is None or not server.standing.standby:
+            raise _no_reports(_why_not(server))
+        try:
+            return await _read_on(server, organization_id, work, None)
+        except asyncpg.QueryCanceledError as error:
+            raise Problem("deadline_exceeded", f"The report took longer than {REPORT_SECONDS:.0f} s.") from error
+        except _ELSEWHERE as error:
+            server.ask_soon()
+            raise _no_reports("does not answer") from error
 
     async def check(self) -> None:
         """Raise what the driver raises when the primary does not answer within a second."""
-        await self._primary.refresh()
+        await self.servers.primary.ask()
 
-    async def _server_for(self, requirement: Requirement) -> _Server:
-        need = requirement.position
-        if not requirement.primary and self._replicas:
-            start = next(self._turn)
-            for offset in range(len(self._replicas)):
-                replica = self._replicas[(start + offset) % len(self._replicas)]
-                if replica.position is not None and (need is None or replica.position >= need):
-                    return replica
-        if need is not None and (self._primary.position is None or need > self._primary.position):
-            reached = await self._primary.refresh()
-            if need > reached:
-                raise Problem("invalid_parameter", "The consistency token is from the future.")
-        return self._primary
+
+async def _read_on(
+    server: Server, organization_id: uuid.UUID, work: Work[T], need: Position | None, *, seconds: float | None = None
+) -> Found[T]:
+    """Read on a server that has `need`; after `seconds` it is given up, whether it answers or not."""
+    seen = server.standing
+    if seen is None or (need is not None and seen.position < need):
+        raise ConnectionError(f"{server.name} does not answer")
+    async with server.connection(seconds or ACQUIRE_SECONDS) as connection:
+        with given_up_after(connection, seconds) if seconds else contextlib.nullcontext():
+            async with transaction_on(connection, organization_id=organization_id, read_only=True):
+                value = await work(connection)
+                newest = await store_servers.read_position(connection, seen.position.timeline)
+    as_of = seen.position
+    if not seen.standby:
+        # A commit record may stand in the log before its transaction is visible; what was *told* before this
+        # position, however, is.
+        as_of = as_of._replace(lsn=max(0, as_of.lsn - 1))
+    return Found(value, max(as_of, need) if need else as_of, newest)
+
+
+async def _require_current(url: str) -> None:
+    """Before there are pools, whose statements an older schema would not know."""
+    connection = await connect(url, role=APP_ROLE, service="tickets")
+    try:
+        await require_current(connection, MIGRATIONS)
+    finally:
+        connection.terminate()
+
+
+def _no_reports(why: str) -> Problem:
+    return Problem("service_unavailable", f"The analytics replica, from which reports are read, {why}.")
+
+
+def _why_not(server: Replica) -> str:
+    if server.standing is None:
+        return "does not answer"
+    return "is too far behind" if server.standing.standby else "has become a primary"
 
 
 async def _close(pool: asyncpg.Pool) -> None:

@@ -10,12 +10,15 @@ import asyncpg
 import msgspec
 import structlog
 
+from libs.common import background
+from libs.common.history import Action, AuditActor
 from libs.common.identity import Principal
 from libs.common.models import Role
 from libs.common.people import ApiKey, NewApiKey, Organization, ResolvedKey, SignedIn, SignIn, User
 from libs.common.problems import Problem
-from services.tickets import store_people
-from services.tickets.database import Database, Write
+from services.tickets import audit, store_people
+from services.tickets.database import Database
+from services.tickets.idempotency import Attempt, Reply, once
 
 KEY_PREFIX = "rdk_"
 _PREFIX_CHARACTERS = 12
@@ -46,12 +49,30 @@ async def sign_in(database: Database, request: SignIn) -> SignedIn:
         Problem: `invalid_credentials` (401), the same for an unknown organization, user and password.
     """
     found = await store_people.credential(database.identity, slug=request.organization, email=request.email.lower())
-    password_hash = found.password_hash if found else _NOBODY
+    password_hash = found.password_hash if found else None
     async with _hashing:
-        matches = await asyncio.to_thread(_matches, password_hash, request.password)
-    if found is None or not matches:
+        # To its end, for a thread cannot be cancelled: while it computes, its place is taken.
+        matches = await background.finish(asyncio.to_thread(_matches, password_hash or _NOBODY, request.password))
+    if found is None:
         raise Problem("invalid_credentials")
-    return SignedIn(user=found.user, organization=found.organization)
+    # For an unknown user as well, so that it costs the same time as a wrong password.
+    user = found.user if matches else None
+    await _record_sign_in(database, found, succeeded=user is not None)
+    if user is None:
+        raise Problem("invalid_credentials")
+    return SignedIn(user=user, organization=found.organization)
+
+
+async def _record_sign_in(database: Database, found: store_people.Credential, *, succeeded: bool) -> None:
+    user, organization_id = found.user, found.organization.id
+    async with database.write(organization_id) as write:
+        await audit.record(
+            write.connection,
+            organization_id,
+            audit.signing_in(user) if user and succeeded else audit.UNKNOWN,
+            Action.SIGN_IN_SUCCEEDED if succeeded else Action.SIGN_IN_FAILED,
+            target_id=user.id if user else None,
+        )
 
 
 async def resolve_key(database: Database, sha256: bytes) -> ResolvedKey:
@@ -66,10 +87,22 @@ async def resolve_key(database: Database, sha256: bytes) -> ResolvedKey:
     return found
 
 
-async def create_key(database: Database, principal: Principal, new: NewApiKey) -> ApiKey:
-    """Make a key that acts as its creator. The key itself is told this once and stored only as a hash."""
-    async with database.write(principal.organization_id) as write:
-        return await _insert_key(write, principal.organization_id, principal.user_id, new.name)
+async def create_key(database: Database, principal: Principal, new: NewApiKey, attempt: Attempt | None = None) -> Reply:
+    """Make a key that acts as its creator, once for an `attempt`. The reply is an `ApiKey`.
+
+    The key itself is told this once and stored only as a hash; an attempt's record of the reply is encrypted.
+
+    Raises:
+        Problem: as `once`.
+    """
+
+    async def work(connection: asyncpg.Connection) -> Reply:
+        actor = audit.acting(principal)
+        key = await _insert_key(connection, principal.organization_id, principal.user_id, new.name, actor)
+        return Reply.of(key)
+
+    reply, _position = await once(database, principal, attempt, work, secret=True)
+    return reply
 
 
 async def list_keys(database: Database, principal: Principal) -> list[ApiKey]:
@@ -85,10 +118,22 @@ async def revoke_key(database: Database, principal: Principal, key_id: uuid.UUID
         Problem: `key_not_found` (404), also for a key that is another's.
     """
     async with database.write(principal.organization_id) as write:
-        if not await store_people.revoke_key(
+        revoked = await store_people.revoke_key(
             write.connection, principal.organization_id, key_id, _owner_filter(principal)
-        ):
+        )
+        if revoked is None:
             raise Problem("key_not_found", f"There is no API key {key_id}.")
+        if revoked.just_now:
+            details = {"name": revoked.name, "prefix": revoked.prefix}
+            actor = audit.acting(principal)
+            await audit.record(
+                write.connection,
+                principal.organization_id,
+                actor,
+                Action.KEY_REVOKED,
+                target_id=key_id,
+                details=details,
+            )
 
 
 async def provision(
@@ -103,14 +148,28 @@ async def provision(
     hashes = [await asyncio.to_thread(_hasher.hash, user.password) for user in users]
     try:
         async with database.write(organization.id) as write:
-            await store_people.insert_organization(write.connection, organization)
-            created = [
-                await store_people.insert_user(
-                    write.connection, organization.id, email=user.email, role=user.role, password_hash=hashed
+            connection, actor = write.connection, audit.OPERATOR
+            await store_people.insert_organization(connection, organization)
+            details = {"slug": slug, "name": name}
+            await audit.record(
+                connection,
+                organization.id,
+                actor,
+                Action.ORGANIZATION_CREATED,
+                target_id=organization.id,
+                details=details,
+            )
+            created = []
+            for new, hashed in zip(users, hashes, strict=True):
+                user = await store_people.insert_user(
+                    connection, organization.id, email=new.email, role=new.role, password_hash=hashed
                 )
-                for user, hashed in zip(users, hashes, strict=True)
-            ]
-            key = await _insert_key(write, organization.id, created[0].id, key_name)
+                created.append(user)
+                details = {"email": user.email, "role": user.role}
+                await audit.record(
+                    connection, organization.id, actor, Action.USER_CREATED, target_id=user.id, details=details
+                )
+            key = await _insert_key(connection, organization.id, created[0].id, key_name, actor)
     except asyncpg.UniqueViolationError as error:
         if error.constraint_name != "organizations_slug_key":
             raise
@@ -118,10 +177,12 @@ async def provision(
     return organization, created, key
 
 
-async def _insert_key(write: Write, organization_id: uuid.UUID, user_id: uuid.UUID, name: str) -> ApiKey:
+async def _insert_key(
+    connection: asyncpg.Connection, organization_id: uuid.UUID, user_id: uuid.UUID, name: str, actor: AuditActor
+) -> ApiKey:
     key = KEY_PREFIX + secrets.token_urlsafe(32)
-    return await store_people.insert_key(
-        write.connection,
+    made = await store_people.insert_key(
+        connection,
         organization_id,
         user_id,
         name=name,
@@ -129,6 +190,9 @@ async def _insert_key(write: Write, organization_id: uuid.UUID, user_id: uuid.UU
         sha256=hashlib.sha256(key.encode()).digest(),
         key=key,
     )
+    details = {"name": made.name, "prefix": made.prefix}
+    await audit.record(connection, organization_id, actor, Action.KEY_CREATED, target_id=made.id, details=details)
+    return made
 
 
 def _owner_filter(principal: Principal) -> uuid.UUID | None:

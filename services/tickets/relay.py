@@ -16,7 +16,7 @@ import contextlib
 import datetime as dt
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import aiokafka
 import asyncpg
@@ -30,15 +30,16 @@ from libs.common.postgres import create_pool
 from services.tickets import store_relay
 from services.tickets.database import RELAY_ROLE
 from services.tickets.outbox import SHARDS
+from services.tickets.servers import Fence
 from services.tickets.settings import Settings
 
 LEASE = dt.timedelta(seconds=6)
 RENEW_SECONDS = 1.5
 POLL_SECONDS = 0.1
-BATCH_ROWS = 500
+BATCH_ROWS = 1000
 SEND_SECONDS = 15.0
 
-OUTBOX_ROWS = Gauge("outbox_rows", "Rows in the outbox that wait for Kafka.")
+OUTBOX_ROWS = Gauge("outbox_rows", "Rows in the outbox that wait for Kafka, counted up to a million.")
 OUTBOX_AGE = Gauge("outbox_oldest_age_seconds", "Age of the oldest row in the outbox.")
 SHARDS_OWNED = Gauge("relay_shards_owned", "Shards that this relay holds a lease of.")
 PUBLISHED = Counter("relay_published_total", "Events acknowledged by Kafka.")
@@ -53,9 +54,11 @@ class Relay:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._id = uuid.uuid4()
+        self._fence = Fence()
         self._epochs: dict[int, int] = {}
         self._lease_ends = 0.0
         self._more = asyncio.Event()
+        self._refused = False
 
     def wake(self) -> None:
         self._more.set()
@@ -63,7 +66,12 @@ class Relay:
     async def run(self) -> None:
         """Work until cancelled; then give the leases up. Raises on every failure, to be started again."""
         pool = await create_pool(
-            self._settings.database_url, role=RELAY_ROLE, service="tickets-relay", minimum=1, maximum=3
+            self._settings.database_url,
+            role=RELAY_ROLE,
+            service="tickets-relay",
+            minimum=1,
+            maximum=3,
+            check=self._fence.check,
         )
         try:
             await self._measure(pool)  # also while Kafka is away
@@ -103,35 +111,48 @@ class Relay:
             await asyncio.sleep(RENEW_SECONDS)
 
     async def _publish(self, pool: asyncpg.Pool) -> None:
-        producer = kafka.producer(self._settings.kafka_bootstrap)
-        try:
-            await asyncio.wait_for(producer.start(), SEND_SECONDS)
-            async with pool.acquire() as connection:
-                timeline = await store_relay.timeline(connection)
+        """Send until something fails. After that events go in batches of one, until all in hand are through.
+
+        An event that Kafka refuses for good takes no other down with it that way; it is tried again for ever.
+        """
+        if self._refused:
+            async with self._producer(batch_bytes=1) as producer:
+                await self._send(pool, producer)
+            self._refused = False
+        async with self._producer(batch_bytes=kafka.BATCH_BYTES) as producer:
             while True:
                 self._more.clear()
-                epochs = dict(self._epochs) if time.monotonic() < self._lease_ends else {}
-                rows = await self._send(pool, producer, epochs, timeline) if epochs else 0
-                if rows < BATCH_ROWS:
+                if await self._send(pool, producer) < BATCH_ROWS:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._more.wait(), POLL_SECONDS)
+
+    @contextlib.asynccontextmanager
+    async def _producer(self, *, batch_bytes: int) -> AsyncIterator[aiokafka.AIOKafkaProducer]:
+        producer = kafka.producer(self._settings.kafka_bootstrap, batch_bytes=batch_bytes)
+        try:
+            await asyncio.wait_for(producer.start(), SEND_SECONDS)
+            yield producer
         finally:
             await kafka.discard(producer)
 
-    async def _send(
-        self,
-        pool: asyncpg.Pool,
-        producer: aiokafka.AIOKafkaProducer,
-        epochs: Mapping[int, int],
-        timeline: int,
-    ) -> int:
+    async def _send(self, pool: asyncpg.Pool, producer: aiokafka.AIOKafkaProducer) -> int:
+        """Send the first rows of our shards, delete those that are acknowledged, and return how many there were.
+
+        Raises:
+            ConnectionError: when one was not acknowledged. The producer is of no use any more.
+            SupersededError: for rows of a primary from before a promotion.
+        """
+        epochs = dict(self._epochs) if time.monotonic() < self._lease_ends else {}
+        if not epochs:
+            return 0
         async with pool.acquire() as connection:
             rows = await store_relay.select_rows(connection, list(epochs), BATCH_ROWS)
         if not rows:
             return 0
+        self._fence.accept(rows[0]["timeline"])
         acknowledged: list[int] = []
         for wave in _waves(rows):
-            told = await self._acknowledged(producer, wave, timeline)
+            told = await self._acknowledged(producer, wave)
             acknowledged += told
             if len(told) < len(wave):
                 break
@@ -141,26 +162,23 @@ class Relay:
             PUBLISHED.inc(len(acknowledged))
         if len(acknowledged) < len(rows):
             PUBLISH_ERRORS.inc()
+            self._refused = True
             raise ConnectionError(f"Kafka acknowledged {len(acknowledged)} of {len(rows)} events")
         return len(rows)
 
-    async def _acknowledged(
-        self, producer: aiokafka.AIOKafkaProducer, rows: Sequence[asyncpg.Record], timeline: int
-    ) -> list[int]:
+    async def _acknowledged(self, producer: aiokafka.AIOKafkaProducer, rows: Sequence[asyncpg.Record]) -> list[int]:
         """Send `rows`, each of another ticket, and return the positions of those that Kafka acknowledged."""
         futures: list[asyncio.Future[object]] = []
         try:
             async with asyncio.timeout(SEND_SECONDS):
                 for row in rows:
-                    futures.append(await self._send_row(producer, row, timeline))  # noqa: PERF401 (what was sent must be known when it fails)
+                    futures.append(await self._send_row(producer, row))  # noqa: PERF401 (what was sent must be known when it fails)
                 await asyncio.gather(*futures, return_exceptions=True)
         except (TimeoutError, aiokafka.errors.KafkaError) as error:
             log.warning("publish_failed", error=repr(error))
         return [row["position"] for row, future in zip(rows, futures, strict=False) if _succeeded(future)]
 
-    async def _send_row(
-        self, producer: aiokafka.AIOKafkaProducer, row: asyncpg.Record, timeline: int
-    ) -> "asyncio.Future[object]":
+    async def _send_row(self, producer: aiokafka.AIOKafkaProducer, row: asyncpg.Record) -> "asyncio.Future[object]":
         headers = events.headers(
             event_id=row["event_id"],
             event_type=row["type"],
@@ -168,7 +186,7 @@ class Relay:
             ticket_id=row["ticket_id"],
             organization_id=row["organization_id"],
             version=row["version"],
-            position=Position(timeline, row["lsn"]),
+            position=Position(row["timeline"], row["lsn"]),
             traceparent=row["traceparent"],
         )
         try:

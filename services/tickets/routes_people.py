@@ -13,6 +13,7 @@ from libs.common.problems import Problem, decode_body
 from libs.common.service import json_response, read_json_body
 from services.tickets import people
 from services.tickets.database import Database
+from services.tickets.replies import attempt_of, reply_response
 
 _sign_in = msgspec.json.Decoder(SignIn)
 _resolve_key = msgspec.json.Decoder(ResolveKey)
@@ -52,8 +53,9 @@ class PeopleRoutes:
 
     async def create_key(self, request: web.Request) -> web.Response:
         principal = self._verifier.principal(request.headers.get(PRINCIPAL_HEADER))
-        new = decode_body(_new_key, await read_json_body(request))
-        return json_response(await people.create_key(self._database(), principal, new), status=201)
+        body = await read_json_body(request)
+        new = decode_body(_new_key, body)
+        return reply_response(await people.create_key(self._database(), principal, new, attempt_of(request, body)))
 
     async def list_keys(self, request: web.Request) -> web.Response:
         principal = self._verifier.principal(request.headers.get(PRINCIPAL_HEADER))

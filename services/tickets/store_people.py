@@ -8,14 +8,14 @@ import msgspec
 from libs.common.models import Role
 from libs.common.people import ApiKey, Organization, ResolvedKey, User
 
-# Whoever has this e-mail in this organization, with the hash of the password.
+# The organization, with whoever has this e-mail in it and the hash of the password.
 SELECT_CREDENTIAL = """
 SELECT o.id AS organization_id, o.slug, o.name AS organization_name,
        u.id AS user_id, u.email, u.name, u.role, c.password_hash
 FROM organizations o
-JOIN users u ON u.organization_id = o.id
-JOIN credentials c ON c.organization_id = u.organization_id AND c.user_id = u.id
-WHERE o.slug = $1 AND u.email = $2"""
+LEFT JOIN users u ON u.organization_id = o.id AND u.email = $2
+LEFT JOIN credentials c ON c.organization_id = u.organization_id AND c.user_id = u.id
+WHERE o.slug = $1"""
 
 # Whom a key in force speaks for.
 SELECT_KEY_OWNER = """
@@ -40,7 +40,7 @@ ORDER BY created_at, id"""
 REVOKE_KEY = """
 UPDATE api_keys SET revoked_at = coalesce(revoked_at, now())
 WHERE organization_id = $1 AND id = $2 AND ($3::uuid IS NULL OR user_id = $3)
-RETURNING id"""
+RETURNING name, prefix, old.revoked_at IS NULL AS just_now"""
 
 INSERT_ORGANIZATION = "INSERT INTO organizations (id, slug, name) VALUES ($1, $2, $3)"
 INSERT_USER = "INSERT INTO users (organization_id, email, name, role) VALUES ($1, $2, $3, $4) RETURNING id"
@@ -48,14 +48,26 @@ INSERT_CREDENTIAL = "INSERT INTO credentials (organization_id, user_id, password
 
 
 class Credential(msgspec.Struct, frozen=True):
-    user: User
+    """`user` and `password_hash` are None for an e-mail that nobody in the organization has."""
+
     organization: Organization
-    password_hash: str
+    user: User | None
+    password_hash: str | None
+
+
+class RevokedKey(msgspec.Struct, frozen=True):
+    """`just_now`: not revoked before."""
+
+    name: str
+    prefix: str
+    just_now: bool
 
 
 async def credential(pool: asyncpg.Pool, *, slug: str, email: str) -> Credential | None:
     row = await pool.fetchrow(SELECT_CREDENTIAL, slug, email)
-    return Credential(_user(row), _organization(row), row["password_hash"]) if row else None
+    if row is None:
+        return None
+    return Credential(_organization(row), _user(row) if row["user_id"] else None, row["password_hash"])
 
 
 async def key_owner(pool: asyncpg.Pool, sha256: bytes) -> ResolvedKey | None:
@@ -86,8 +98,10 @@ async def select_keys(
 
 async def revoke_key(
     connection: asyncpg.Connection, organization_id: uuid.UUID, key_id: uuid.UUID, user_id: uuid.UUID | None
-) -> bool:
-    return await connection.fetchval(REVOKE_KEY, organization_id, key_id, user_id) is not None
+) -> RevokedKey | None:
+    """None when there is no such key."""
+    row = await connection.fetchrow(REVOKE_KEY, organization_id, key_id, user_id)
+    return RevokedKey(**dict(row)) if row else None
 
 
 async def insert_organization(connection: asyncpg.Connection, organization: Organization) -> None:

@@ -35,11 +35,16 @@ RETURNING shard, epoch"""
 RELEASE_LEASES = """
 UPDATE relay_shards SET expires_at = '-infinity' WHERE owner = $1 AND shard = ANY($2)"""
 
-# The rows of our shards that exist, by position, with the log position that includes all of them.
+# The rows of our shards that exist, by position, with the place in the write-ahead log that includes all of them. Its
+# two halves are read by the statement that reads the rows: after a promotion a log position means something else.
 SELECT_ROWS = """
+WITH here AS MATERIALIZED (
+    SELECT pg_current_wal_insert_lsn() AS lsn,
+           ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int AS timeline
+)
 SELECT position, organization_id, ticket_id, version, shard, event_id, type, data, traceparent, created_at,
-       pg_current_wal_insert_lsn() AS lsn
-FROM outbox WHERE shard = ANY($1) ORDER BY position LIMIT $2"""
+       timeline, lsn
+FROM outbox CROSS JOIN here WHERE shard = ANY($1) ORDER BY position LIMIT $2"""
 
 # Delete what Kafka has acknowledged, but only rows of shards that are still ours in the same epoch.
 DELETE_ROWS = """
@@ -48,11 +53,11 @@ WHERE outbox.position = ANY($4)
   AND relay_shards.shard = outbox.shard AND relay_shards.owner = $1
   AND held.shard = outbox.shard AND relay_shards.epoch = held.epoch"""
 
-# How much waits, and since when.
+# How much waits, counted up to a million, and since when: the oldest row is that with the first position.
 BACKLOG = """
-SELECT count(*) AS rows, coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0) AS age FROM outbox"""
-
-TIMELINE = "SELECT ('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int"
+SELECT (SELECT count(*) FROM (SELECT FROM outbox LIMIT 1000000) AS counted) AS rows,
+       coalesce(extract(epoch FROM clock_timestamp() - (SELECT created_at FROM outbox ORDER BY position LIMIT 1)), 0)
+           AS age"""
 
 
 async def heartbeat(connection: asyncpg.Connection, relay_id: uuid.UUID) -> None:
@@ -99,10 +104,6 @@ async def delete_rows(
 
 
 async def backlog(connection: asyncpg.Connection) -> tuple[int, float]:
-    """How many rows wait for Kafka and how old the oldest is, in seconds."""
+    """How many rows wait for Kafka (a million stands for any more) and how old the oldest is, in seconds."""
     row = await connection.fetchrow(BACKLOG)
     return int(row["rows"]), float(row["age"])
-
-
-async def timeline(connection: asyncpg.Connection) -> int:
-    return int(await connection.fetchval(TIMELINE))

@@ -19,11 +19,31 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.local.stack import Stack
-from tests.bench import cached_get, commit_to_socket, create
+from tests.bench import (
+    bulk,
+    cached_get,
+    commit_to_kafka,
+    commit_to_socket,
+    create,
+    lists,
+    read_capacity,
+    read_one,
+    relay_drain,
+)
 from tests.bench.figures import Figure
 from tests.support.clients import provision
 
-BENCHMARKS = {"create": create.measure, "cached-get": cached_get.measure, "commit-to-socket": commit_to_socket.measure}
+BENCHMARKS = {
+    "create": create.measure,
+    "cached-get": cached_get.measure,
+    "read-one": read_one.measure,
+    "read-capacity": read_capacity.measure,
+    "commit-to-socket": commit_to_socket.measure,
+    "commit-to-kafka": commit_to_kafka.measure,
+    "relay-drain": relay_drain.measure,
+    "lists": lists.measure,
+    "bulk": bulk.measure,  # last: what it leaves for the relay and the index would weigh on the others
+}
 
 
 def main(

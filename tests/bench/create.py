@@ -1,4 +1,4 @@
-"""Creating a ticket through the gateway beside the same insert by bare asyncpg.
+"""Creating a ticket at the tickets service and through the gateway, beside the same insert by bare asyncpg.
 
 The baseline has the same role, transaction, round trips and statements, and as many writers in as many organizations
 (an organization's creations wait for one another: numbers have no gaps); it lacks HTTP, authentication, validation
@@ -9,7 +9,7 @@ import asyncio
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import asyncpg
@@ -17,46 +17,59 @@ import msgspec
 
 from infra.local.stack import Stack
 from libs.common.postgres import create_pool, transaction_on
-from services.tickets.database import APP_ROLE, SERVER_POSITION
+from services.tickets.database import APP_ROLE
+from services.tickets.store_servers import SERVER_POSITION
 from services.tickets.store_tickets import INSERT_TICKET, NEXT_NUMBER
-from tests.bench.figures import CONNECTIONS, Figure, Load, wrk
+from tests.bench.figures import Figure, Load, internal_headers, wrk
 from tests.support.clients import Tenant
 
 ORGANIZATIONS = 8
+WRITERS = 32
+JSON = {"Content-Type": "application/json"}
 TITLE = "The printer on the second floor burns"
 DESCRIPTION = "Since this morning there is smoke from tray two. " * 6
 
-# wrk takes one set of headers from the command line, so the keys of the organizations take turns in a script.
+# wrk takes one set of headers from the command line, so the organizations take turns in a script.
 SCRIPT = """
-local keys = {%s}
+local headers = {%s}
 local turn = 0
 request = function()
-  turn = turn %% #keys + 1
-  return wrk.format("POST", "/api/tickets",
-    {["Authorization"] = "Bearer " .. keys[turn], ["Content-Type"] = "application/json"}, [==[%s]==])
+  turn = turn %% #headers + 1
+  return wrk.format("POST", "/api/tickets", headers[turn], [==[%s]==])
 end
 """
 
 
 async def measure(stack: Stack, tenants: Sequence[Tenant], seconds: float) -> list[Figure]:
-    body = msgspec.json.encode({"title": TITLE, "description": DESCRIPTION, "priority": "high"}).decode()
-    keys = ", ".join(f'"{tenant.key}"' for tenant in tenants)
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
-        file.write(SCRIPT % (keys, body))
-        file.flush()
-        ours = await wrk(stack.service_url("gateway"), seconds, script=Path(file.name))
     bare = await _bare(stack, tenants, seconds)
+    headers = [internal_headers(stack, tenant) for tenant in tenants]
+    service = await _load(stack.service_url("tickets"), headers, seconds)
+    gateway = await _load(stack.service_url("gateway"), [tenant.headers for tenant in tenants], seconds)
     name = "the same statements by asyncpg"
     return [
-        Figure("create a ticket through the gateway", ours.rate, bare.rate, name, "requests/s"),
-        Figure("create a ticket: P50 at the client", ours.p50, bare.p50, name, "ms"),
-        Figure("create a ticket: P99 at the client", ours.p99, bare.p99, name, "ms"),
+        Figure("create a ticket at the tickets service", service.rate, bare.rate, name, "requests/s"),
+        Figure("create a ticket through the gateway", gateway.rate, bare.rate, name, "requests/s"),
+        Figure("create a ticket through the gateway: P50 at the client", gateway.p50, bare.p50, name, "ms"),
+        Figure("create a ticket through the gateway: P99 at the client", gateway.p99, bare.p99, name, "ms"),
     ]
+
+
+async def _load(url: str, headers: Sequence[Mapping[str, str]], seconds: float) -> Load:
+    """Creations over HTTP, the organizations in turn."""
+    body = msgspec.json.encode({"title": TITLE, "description": DESCRIPTION, "priority": "high"}).decode()
+    lines = [
+        "{%s}" % ", ".join(f'["{name}"] = "{value}"' for name, value in (JSON | one).items())  # noqa: UP031 (braces)
+        for one in (dict(each) for each in headers)
+    ]
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
+        file.write(SCRIPT % (", ".join(lines), body))
+        file.flush()
+        return await wrk(url, seconds, script=Path(file.name), connections=WRITERS)
 
 
 async def _bare(stack: Stack, tenants: Sequence[Tenant], seconds: float) -> Load:
     pool = await create_pool(
-        stack.tickets_database_url, role=APP_ROLE, service="bench", minimum=CONNECTIONS, maximum=CONNECTIONS
+        stack.tickets_database_url, role=APP_ROLE, service="bench", minimum=WRITERS, maximum=WRITERS
     )
     durations: list[float] = []
     deadline = time.monotonic() + seconds
@@ -71,7 +84,7 @@ async def _bare(stack: Stack, tenants: Sequence[Tenant], seconds: float) -> Load
                 durations.append((time.perf_counter() - started) * 1000)
 
     try:
-        await asyncio.gather(*(writer(tenants[n % len(tenants)]) for n in range(CONNECTIONS)))
+        await asyncio.gather(*(writer(tenants[n % len(tenants)]) for n in range(WRITERS)))
     finally:
         await pool.close()
     durations.sort()

@@ -2,9 +2,16 @@
 
 import asyncio
 import re
+import uuid
 from pathlib import Path
 
 import msgspec
+
+from infra.local.stack import Stack
+from libs.common.identity import HEADER as PRINCIPAL_HEADER
+from libs.common.identity import Principal, Signer
+from libs.common.models import Role
+from tests.support.clients import Tenant
 
 _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
 _PERCENTILE = re.compile(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s)$", re.MULTILINE)
@@ -31,13 +38,33 @@ class Load(msgspec.Struct, frozen=True):
     p99: float
 
 
-async def wrk(url: str, seconds: float, *, headers: dict[str, str] | None = None, script: Path | None = None) -> Load:
-    """Load `url` (on loopback) for `seconds` over 16 connections from one thread.
+def internal_headers(stack: Stack, tenant: Tenant) -> dict[str, str]:
+    """What the gateway would send the tickets service for the tenant's first user; good for a minute."""
+    principal = Principal(
+        organization_id=uuid.UUID(tenant.organization_id),
+        user_id=uuid.UUID(tenant.users[0]["id"]),
+        name="bench",
+        role=Role.ADMIN,
+        credential="api_key",
+        credential_id=uuid.uuid4().hex,
+    )
+    return {PRINCIPAL_HEADER: Signer(stack.credentials.signing_key("gateway")).principal_token(principal, "tickets")}
+
+
+async def wrk(
+    url: str,
+    seconds: float,
+    *,
+    headers: dict[str, str] | None = None,
+    script: Path | None = None,
+    connections: int = CONNECTIONS,
+) -> Load:
+    """Load `url` (on loopback) for `seconds` over `connections` connections from one thread.
 
     Raises:
         RuntimeError: when a request failed, for a figure of failures says nothing.
     """
-    arguments = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "--latency"]
+    arguments = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency"]
     for name, value in (headers or {}).items():
         arguments += ["-H", f"{name}: {value}"]
     if script is not None:
@@ -46,7 +73,7 @@ async def wrk(url: str, seconds: float, *, headers: dict[str, str] | None = None
     out, _err = await process.communicate()
     text = out.decode()
     rate = _RATE.search(text)
-    if process.returncode != 0 or rate is None or _REFUSED.search(text):
-        raise RuntimeError(f"wrk could not measure {url}:\n{text}")
     latency = {p: float(value) * _MILLISECONDS[unit] for p, value, unit in _PERCENTILE.findall(text)}
+    if process.returncode != 0 or rate is None or _REFUSED.search(text) or len(latency) < 2:
+        raise RuntimeError(f"wrk could not measure {url}:\n{text}")
     return Load(float(rate[1]), latency["50"], latency["99"])

@@ -32,6 +32,7 @@ SETTINGS: Mapping[str, type[ServiceSettings]] = {
 EXTERNAL = {
     "TICKETS_DATABASE_URL": "postgresql://db.example/tickets",
     "TICKETS_REPLICA_URLS": "postgresql://replica.example/tickets",
+    "TICKETS_ANALYTICS_URL": "postgresql://analytics.example/tickets",
     "SEARCH_DATABASE_URL": "postgresql://db.example/search",
     "REDIS_URL": "redis://redis.example",
     "CACHE_REDIS_URL": "redis://cache.example",
@@ -93,8 +94,10 @@ def test_the_parts_on_the_page_and_no_others_are_replaced_by_their_addresses(
         return set(composition.parts)
 
     assert started() == set()
-    assert started("TICKETS_DATABASE_URL", "TICKETS_REPLICA_URLS") == {"postgres", "replica-1"}
+    tickets = ("TICKETS_DATABASE_URL", "TICKETS_REPLICA_URLS", "TICKETS_ANALYTICS_URL")
+    assert started(*tickets) == {"postgres", "replica-1"}
     assert started("TICKETS_REPLICA_URLS") == set()
+    assert started("TICKETS_ANALYTICS_URL") == set()
     assert started("SEARCH_DATABASE_URL") == {"postgres"}
     assert started("REDIS_URL") == {"redis"}
     assert started("CACHE_REDIS_URL") == {"cache-redis"}

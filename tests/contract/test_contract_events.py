@@ -1,6 +1,9 @@
 """The wire form of every event type, compared with golden files: events only gain fields.
 
-After a change that is meant, and only adds: `RELAYDESK_WRITE_GOLDEN=1 pytest tests/contract`.
+`golden/` is the form of today, `golden/previous/` the one before: its events lie in topics for days after an upgrade,
+and its readers meet the events of today. After a change that is meant, and only adds: move what is in `golden/` to
+`golden/previous/`, its schemas as well (`components` of asyncapi.json), then `RELAYDESK_WRITE_GOLDEN=1 pytest
+tests/contract`.
 """
 
 import datetime as dt
@@ -13,11 +16,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from libs.common import asyncapi
 from libs.common.consistency import Position
 from libs.common.events import Actor, EventType, EventTypes, TicketEventData, decode, encode_data, headers
 from libs.common.models import Comment, Priority, Status, Ticket
 
 GOLDEN = Path(__file__).parent / "golden"
+PREVIOUS = GOLDEN / "previous"
 AT = dt.datetime(2026, 3, 1, 12, 30, 0, 123456, tzinfo=dt.UTC)
 
 
@@ -40,6 +45,8 @@ TICKET = Ticket(
     version=5,
     created_at=AT,
     updated_at=AT + dt.timedelta(hours=1),
+    first_response_at=AT + dt.timedelta(minutes=5),
+    solved_at=AT + dt.timedelta(hours=1),
 )
 COMMENT = Comment(id=_id(5), ticket_id=_id(1), author_id=_id(3), body="On my way.", created_at=AT)
 CHANGED = {
@@ -114,6 +121,58 @@ def test_a_field_that_was_added_stands_in_the_golden_file_too(event_type: EventT
     found, value = message(event_type)
     wire = {"headers": {name: content.decode() for name, content in found}, "value": json.loads(value)}
     assert differences(wire, golden(event_type)) == []
+
+
+@pytest.mark.parametrize("path", sorted(PREVIOUS.glob("ticket.*.json")), ids=lambda path: path.stem)
+def test_a_consumer_of_today_reads_an_event_of_the_version_before(path: Path) -> None:
+    wire = json.loads(path.read_text())
+    event = decode(
+        [(name, text.encode()) for name, text in wire["headers"].items()], json.dumps(wire["value"]).encode()
+    )
+    assert differences(wire["value"], json.loads(msgspec.json.encode(event.data))) == []
+
+
+@pytest.mark.parametrize("path", sorted(PREVIOUS.glob("ticket.*.json")), ids=lambda path: path.stem)
+def test_a_consumer_of_the_version_before_finds_all_that_it_reads(path: Path) -> None:
+    old, new = json.loads(path.read_text()), golden(EventTypes.ALL[path.stem])
+    assert differences(old, new) == []
+
+
+def test_the_schemas_of_the_version_before_describe_the_events_of_today() -> None:
+    previous = json.loads((PREVIOUS / "schemas.json").read_text())
+    assert {"TicketEventData", "Ticket", "EventHeaders"} <= previous.keys()
+    today = asyncapi.document()["components"]["schemas"]
+    losses = [line for name, schema in previous.items() for line in narrowings(schema, today.get(name), name)]
+    assert losses == []
+
+
+def narrowings(old: Any, new: Any, place: str) -> list[str]:
+    """Where a value of the schema `new` would not be what a reader of `old` expects. Added properties do not count."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = [
+            f"{place}: {name} may be missing now" for name in old.get("required", ()) if name not in new["required"]
+        ]
+        for name in old.keys() - {"required", "description", "title"}:
+            found += narrowings(old[name], new.get(name), f"{place}/{name}")
+        return found
+    return [] if old == new else [f"{place} was {old!r} and is {new!r}"]
+
+
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [
+        ({}, 0),
+        ({"properties": {"a": {"type": "string"}, "b": {"type": "integer"}}}, 0),
+        ({"required": ["a", "b"]}, 0),
+        ({"required": []}, 1),
+        ({"properties": {}}, 1),
+        ({"properties": {"a": {"type": "integer"}}}, 1),
+        ({"properties": {"a": {"type": "string", "description": "x"}}}, 0),
+    ],
+)
+def test_the_comparison_of_schemas_notices_what_a_reader_would_miss(change: dict[str, Any], count: int) -> None:
+    old = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+    assert len(narrowings(old, old | change, "")) == count
 
 
 def test_there_is_a_golden_file_for_every_declared_type_and_for_no_other() -> None:

@@ -7,6 +7,7 @@ import msgspec
 
 from libs.common import asyncapi
 from libs.common.events import TOPIC, EventTypes, TicketEventData, decode
+from libs.common.events_page import page
 from services.notifier.consumers import GROUP
 from services.search.consumers import INDEX_GROUP, INVALIDATE_GROUP
 from tests.support.pages import CHECKOUT, DOCS, rows, sections, words
@@ -17,6 +18,17 @@ PAGE = sections("api/events.md")
 
 def _blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+
+
+def test_the_tables_are_the_generated_ones() -> None:
+    assert page(TEXT) == TEXT, "python -m libs.common.events_page docs/api/events.md"
+    assert TEXT.count("<!-- generated: ") == 3
+
+
+def test_a_table_that_was_changed_by_hand_is_made_anew() -> None:
+    changed = TEXT.replace("| `ticket.created.v1` |", "| `ticket.born.v1` |", 1)
+    assert changed != TEXT
+    assert page(changed) == TEXT
 
 
 def test_the_types_are_the_declared_ones() -> None:

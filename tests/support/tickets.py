@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import json
 import sys
 import urllib.parse
 import uuid
@@ -66,7 +67,10 @@ class TicketsDatabase:
 
     async def counts(self) -> dict[str, int]:
         """The number of rows of every table that a request can write."""
-        tables = ("organizations", "users", "credentials", "api_keys", "tickets", "comments", "outbox")
+        tables = (
+            *("organizations", "users", "credentials", "api_keys", "tickets", "comments", "outbox"),
+            *("ticket_history", "audit_log", "idempotency_records"),
+        )
         counts = {name: f"SELECT count(*) FROM {name}" for name in tables}  # noqa: S608
         counted = {name: await self.superuser.fetchval(query) for name, query in counts.items()}
         numbers = "SELECT sum(last_ticket_number)::bigint FROM organizations"
@@ -88,6 +92,8 @@ async def tickets_database(stack: Stack) -> AsyncIterator[TicketsDatabase]:
         "TICKETS_POOL_MAXIMUM": "10",
     }
     del environment["TICKETS_HOST"], environment["TICKETS_PORT"]  # every process has its own
+    if reports := environment.get("TICKETS_ANALYTICS_URL"):
+        environment["TICKETS_ANALYTICS_URL"] = with_database(reports, name)
     pool = await asyncpg.create_pool(stack.primary.url(name, superuser=True), min_size=0, max_size=5)
     try:
         yield TicketsDatabase(name, environment, pool)
@@ -113,9 +119,10 @@ class TicketsClient:
         newest = {CONSISTENCY_HEADER: self._token} if self._token else {}
         headers = self._headers | newest | more.pop("headers", {})
         async with self._session.request(method, self._url + path, headers=headers, **more) as response:
-            body = await response.json(content_type=None) if response.content_length != 0 else None
+            raw = await response.read()
+            body = json.loads(raw) if raw else None
             self._token = max(self._token, response.headers.get(CONSISTENCY_HEADER, ""))  # tokens order as positions
-            return Answer(response.status, response.headers, body)
+            return Answer(response.status, response.headers, body, raw)
 
     async def create(self, title: str = "A ticket", **more: Any) -> "Answer":
         answer = await self.request("POST", "/api/tickets", json={"title": title, **more})
@@ -128,12 +135,13 @@ class TicketsClient:
 
 
 class Answer:
-    """A response that has been read."""
+    """A response that has been read; `raw` are the bytes of its body."""
 
-    def __init__(self, status: int, headers: Any, body: Any) -> None:
+    def __init__(self, status: int, headers: Any, body: Any, raw: bytes) -> None:
         self.status = status
         self.headers = headers
         self.body = body
+        self.raw = raw
 
     @property
     def token(self) -> str:
@@ -190,6 +198,20 @@ async def published(stack: Stack, ticket_ids: Sequence[str]) -> dict[str, list[i
 def first_times(versions: Sequence[int]) -> list[int]:
     """The versions without replays."""
     return list(dict.fromkeys(versions))
+
+
+@contextlib.asynccontextmanager
+async def locked(database: TicketsDatabase, query: str, *arguments: Any) -> AsyncIterator[None]:
+    """Hold the rows of `query` (which says FOR UPDATE), or whatever else it locks, while the block lasts."""
+    async with database.superuser.acquire() as connection, connection.transaction():
+        await connection.execute(query, *arguments)
+        yield
+
+
+async def waiting_for_locks(database: TicketsDatabase) -> int:
+    """How many of the database's sessions wait for a lock."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    return int(await database.superuser.fetchval(waiting))
 
 
 async def eventually(condition: Any, *, seconds: float = 30.0) -> None:

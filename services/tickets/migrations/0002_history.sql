@@ -1,5 +1,16 @@
 -- What grows with time: the history of tickets, the audit log and the idempotency records, each in partitions by time
 -- that are made ahead and dropped whole. And what a report of times needs to know of a ticket.
+--
+-- One more role: tickets_maintenance makes and drops partitions, by functions, and sees nothing.
+
+DO $role$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'tickets_maintenance') THEN
+        CREATE ROLE tickets_maintenance NOLOGIN;
+    END IF;
+    GRANT tickets_maintenance TO CURRENT_USER;
+END
+$role$;
 
 ALTER TABLE tickets
     ADD COLUMN first_response_at timestamptz, -- the first comment by somebody else than its creator
@@ -25,7 +36,7 @@ CREATE TABLE audit_log (
     organization_id uuid NOT NULL,
     id uuid NOT NULL DEFAULT uuidv7(),
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    actor_id uuid NOT NULL,
+    actor_id uuid, -- NULL: the operator, or nobody knows who
     actor_kind text NOT NULL,
     actor_name text NOT NULL,
     action text NOT NULL,
@@ -33,6 +44,7 @@ CREATE TABLE audit_log (
     details jsonb NOT NULL DEFAULT '{}',
     PRIMARY KEY (organization_id, at, id)
 ) PARTITION BY RANGE (at);
+CREATE INDEX idx_audit_log_action ON audit_log (organization_id, action, at, id);
 
 -- The answers of creations that named an Idempotency-Key, written in the creation's own transaction. Unique by the
 -- lock that claim_idempotency_key takes: a constraint could not reach across partitions.
@@ -60,21 +72,22 @@ VALUES (('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32):
 -- Hold an Idempotency-Key until the transaction ends and tell what it was answered with before. `running`: another
 -- transaction holds it. The lock comes in a statement before the look, for the look must see what its holder wrote.
 CREATE FUNCTION claim_idempotency_key(
-    requested_user uuid, requested_key bytea, kept interval,
+    organization uuid, requested_user uuid, requested_key bytea, kept interval,
     OUT running boolean, OUT fingerprint bytea, OUT status smallint, OUT headers jsonb, OUT body bytea)
     LANGUAGE plpgsql VOLATILE AS $claim$
 DECLARE
-    tenant uuid := current_organization();
+    -- A variable, so that partitions that are too old are left out when the statement starts.
+    since timestamptz := clock_timestamp() - kept;
 BEGIN
     running := NOT pg_try_advisory_xact_lock(
-        hashtextextended(tenant::text || requested_user::text || encode(requested_key, 'hex'), 0));
+        hashtextextended(organization::text || requested_user::text || encode(requested_key, 'hex'), 0));
     IF running THEN
         RETURN;
     END IF;
     SELECT r.fingerprint, r.status, r.headers, r.body INTO fingerprint, status, headers, body
     FROM idempotency_records r
-    WHERE r.organization_id = tenant AND r.user_id = requested_user AND r.key_sha256 = requested_key
-      AND r.created_at > clock_timestamp() - kept
+    WHERE r.organization_id = organization AND r.user_id = requested_user AND r.key_sha256 = requested_key
+      AND r.created_at > since
     ORDER BY r.created_at DESC LIMIT 1;
 END
 $claim$;
@@ -153,7 +166,7 @@ $security$;
 
 GRANT SELECT, INSERT ON ticket_history, audit_log, idempotency_records, database_timelines TO tickets_app;
 REVOKE EXECUTE ON FUNCTION make_partitions, drop_partitions FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION make_partitions, drop_partitions TO tickets_app;
+GRANT EXECUTE ON FUNCTION make_partitions, drop_partitions TO tickets_maintenance;
 
 -- Every write touches these rows: room for the new version on the same page (HOT), and vacuum by count and not by
 -- share, so that a big table is not left alone until a fifth of it is dead.
@@ -163,3 +176,4 @@ ALTER TABLE relay_instances SET (autovacuum_vacuum_scale_factor = 0, autovacuum_
 ALTER TABLE tickets SET (
     fillfactor = 90, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 10000,
     autovacuum_vacuum_insert_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.01);
+ALTER TABLE comments SET (autovacuum_vacuum_insert_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);

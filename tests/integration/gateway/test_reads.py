@@ -162,6 +162,101 @@ async def test_pages_are_linked(desk: Desk) -> None:
     assert found[:5] == made[::-1], "newest first"
 
 
+async def agent(desk: Desk, number: int) -> Tenant:
+    """Another user of acme, with a key of its own."""
+    user = desk.acme.users[number]
+    credentials = {"organization": desk.acme.slug, "email": user["email"], "password": user["password"]}
+    signed_in = await desk.ask("POST", "/api/session", credentials)
+    session = {
+        "Cookie": signed_in.headers["set-cookie"].partition(";")[0],
+        "X-CSRF-Token": signed_in.json()["csrf_token"],
+    }
+    key = (await desk.ask("POST", "/api/keys", {"name": "lists"}, session)).json()
+    provisioned = {"organization": {"id": desk.acme.organization_id}, "users": [user], "api_key": key}
+    return Tenant(desk.acme.slug, provisioned)
+
+
+async def test_two_users_who_ask_for_their_own_tickets_get_their_own(desk: Desk) -> None:
+    """They have the same role and send the same query, and the answers come from the cache."""
+    users = [await agent(desk, 1), await agent(desk, 2)]
+    mine: list[tuple[str, str]] = []
+    for user in users:
+        created = (await create(desk, user, "Mine")).json()["id"]
+        assigned = (await create(desk, desk.acme, "For me")).json()["id"]
+        changes = {"assigned_to": user.users[0]["id"]}
+        reply = await desk.ask("PATCH", f"/api/tickets/{assigned}", changes, {"If-Match": '"1"'}, who=desk.acme)
+        assert reply.status == 200
+        mine.append((assigned, created))
+    async with asyncio.timeout(20):
+        outcomes: set[str] = set()
+        while "l1" not in outcomes:
+            for gateway in (0, 1):
+                for user, (assigned, created) in zip(users, mine, strict=True):
+                    for query, expected in (("assigned_to=me", assigned), ("user_id=me", created)):
+                        reply = await read(desk, user, f"/api/tickets?{query}", gateway=gateway)
+                        assert [ticket["id"] for ticket in reply.json()["tickets"]] == [expected]
+                        outcomes.add(reply.headers["relaydesk-cache"])
+    same = [await read(desk, desk.acme, f"/api/tickets?assigned_to={user.users[0]['id']}") for user in users]
+    assert [[ticket["id"] for ticket in reply.json()["tickets"]] for reply in same] == [[mine[0][0]], [mine[1][0]]]
+
+
+async def test_a_link_of_ones_own_tickets_leads_to_the_next_page(desk: Desk) -> None:
+    user = await agent(desk, 1)
+    made = [(await create(desk, user, f"Mine {n}")).json()["id"] for n in range(3)]
+    first = await read(desk, user, "/api/tickets?user_id=me&limit=2&sort=-created_at&status=pending,open")
+    target = first.headers["link"].removeprefix("<").partition(">")[0]
+    second = await read(desk, user, target)
+    found = [ticket["id"] for reply in (first, second) for ticket in reply.json()["tickets"]]
+    assert found[:3] == made[::-1]
+
+
+async def test_names_in_another_order_are_the_same_list_to_the_cache(desk: Desk) -> None:
+    await read_until(desk, "/api/tickets?status=open,pending&priority=low,urgent&limit=3", "l1")
+    for query in (
+        "limit=3&priority=urgent,low&status=pending,open",
+        "status=open,open,pending&priority=low,urgent&limit=3",
+    ):
+        assert (await read(desk, desk.acme, f"/api/tickets?{query}")).headers["relaydesk-cache"] == "l1"
+
+
+async def all_tickets(desk: Desk, tenant: Tenant, token: str) -> list[dict[str, Any]]:
+    target: str | None = "/api/tickets?limit=100"
+    found: list[dict[str, Any]] = []
+    while target is not None:
+        page = await read(desk, tenant, target, token=token)
+        found += page.json()["tickets"]
+        link = page.headers.get("link")
+        target = link.removeprefix("<").partition(">")[0] if link else None
+    return found
+
+
+async def test_comments_are_paged_through_the_gateway(desk: Desk, ticket: str) -> None:
+    target = f"/api/tickets/{ticket}/comments"
+    for number in range(3):
+        assert (await desk.ask("POST", target, {"body": str(number)}, who=desk.acme)).status == 201
+    first = await read(desk, desk.acme, f"{target}?sort=-created_at&limit=2")
+    second = await read(desk, desk.acme, first.headers["link"].removeprefix("<").partition(">")[0])
+    assert [one["body"] for reply in (first, second) for one in reply.json()["comments"]] == ["2", "1", "0"]
+    assert "link" not in second.headers
+
+
+async def test_reports_are_of_ones_own_organization_and_never_cached(desk: Desk) -> None:
+    for _ in range(2):
+        token = (await create(desk, desk.acme)).headers[TOKEN.lower()]
+        for tenant in (desk.acme, desk.other):
+            reply = await read(desk, tenant, "/api/reports/tickets?by=day", token=token)
+            backlog = (await read(desk, tenant, "/api/reports/backlog", token=token)).json()
+            listed = await all_tickets(desk, tenant, token)
+            assert reply.json()["total"] == len(listed)
+            unsolved = [ticket for ticket in listed if ticket["status"] in {"open", "pending"}]
+            assert backlog["ages"]["count"] == len(unsolved)
+            assert reply.headers["cache-control"] == "private, no-store"
+            assert reply.headers[TOKEN.lower()] >= token
+    for query in ("tickets?by=night", "tickets?from=x", "times?to=2026-02-30"):
+        assert problem(await desk.ask("GET", f"/api/reports/{query}", who=desk.acme)) == (400, "invalid_parameter")
+    assert problem(await desk.ask("GET", "/api/reports/tickets")) == (401, "authentication_required")
+
+
 async def test_different_searches_one_after_another_are_answered_and_cached(desk: Desk) -> None:
     """Search answers know no position in the log; their tag lives with that."""
     word = f"w{uuid.uuid4().hex}"

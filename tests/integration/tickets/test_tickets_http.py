@@ -46,6 +46,8 @@ async def test_a_ticket_is_created_read_changed_and_commented(client: TicketsCli
         "version": 1,
         "created_at": 0,
         "updated_at": 0,
+        "first_response_at": None,
+        "solved_at": None,
     }
     read = await client.request("GET", path)
     assert (read.status, read.body, read.headers["ETag"]) == (200, ticket, '"1"')
@@ -64,7 +66,7 @@ async def test_a_ticket_is_created_read_changed_and_commented(client: TicketsCli
     assert commented.status == 201
     assert (commented.body["ticket_id"], commented.body["author_id"]) == (ticket["id"], me)
     comments = await client.request("GET", f"{path}/comments")
-    assert comments.body == {"comments": [commented.body]}
+    assert comments.body == {"comments": [commented.body], "next_cursor": None}
     final = (await client.request("GET", path)).body
     assert final == changed.body | {"version": 3, "updated_at": commented.body["created_at"]}
 
@@ -179,6 +181,7 @@ async def test_a_bulk_tells_the_fate_of_every_row(client: TicketsClient, desk: T
     assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {
         "tickets": 2,
         "outbox": 2,
+        "ticket_history": 2,
         "numbers": 2,
     }
     read = await client.request(

@@ -14,7 +14,8 @@ from libs.common.postgres import create_pool, transaction
 from services.tickets.database import APP_ROLE, IDENTITY_ROLE, RELAY_ROLE
 from tests.support.tickets import TicketsDatabase
 
-TENANT_TABLES = ("users", "credentials", "api_keys", "tickets", "comments", "outbox")
+TIMED_TABLES = ("ticket_history", "audit_log", "idempotency_records")
+TENANT_TABLES = ("users", "credentials", "api_keys", "tickets", "comments", "outbox", *TIMED_TABLES)
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 # A row of each table for the organization $1, its user $2, and a ticket $3.
@@ -37,6 +38,16 @@ INSERTS = {
     "outbox": """
         INSERT INTO outbox (organization_id, ticket_id, version, shard, event_id, type, data, created_at)
         SELECT $1, $3, 1, 0, coalesce($2, gen_random_uuid()), 't', '', now()""",
+    "ticket_history": """
+        INSERT INTO ticket_history (organization_id, ticket_id, version, at, event_id, type, actor_id, actor_kind,
+                                    actor_name, changes)
+        SELECT $1, $3, 1, now(), gen_random_uuid(), 't', coalesce($2, gen_random_uuid()), 'k', 'n', '{}'""",
+    "audit_log": """
+        INSERT INTO audit_log (organization_id, actor_id, actor_kind, actor_name, action, target_id)
+        SELECT $1, $2, 'k', 'n', 'a', $3""",
+    "idempotency_records": """
+        INSERT INTO idempotency_records (organization_id, user_id, key_sha256, fingerprint, status, headers, body)
+        SELECT $1, coalesce($2, gen_random_uuid()), uuid_send($3), '', 201, '{}', ''""",
 }
 
 
@@ -78,7 +89,9 @@ async def test_the_application_sees_its_tenants_rows_only(app: asyncpg.Pool, ten
         assert [row["id"] for row in await connection.fetch("SELECT id FROM organizations")] == [ours.organization_id]
 
 
-@pytest.mark.parametrize("table", ["organizations", "users", "credentials", "api_keys", "tickets", "comments"])
+@pytest.mark.parametrize(
+    "table", ["organizations", "users", "credentials", "api_keys", "tickets", "comments", *TIMED_TABLES]
+)
 async def test_without_a_tenant_nothing_is_seen(app: asyncpg.Pool, tenants: Tenants, table: str) -> None:
     ours, *_rest = tenants
     assert await app.fetchval(f"SELECT count(*) FROM {table}") == 0
@@ -164,6 +177,12 @@ async def test_keys_do_not_tell_of_another_tenants_rows(app: asyncpg.Pool, tenan
         "DELETE FROM comments",
         "UPDATE comments SET body = 'x'",
         "DELETE FROM api_keys",
+        "UPDATE ticket_history SET version = 1",
+        "DELETE FROM ticket_history",
+        "UPDATE audit_log SET action = 'x'",
+        "DELETE FROM audit_log",
+        "UPDATE idempotency_records SET status = 200",
+        "DELETE FROM idempotency_records",
         "DELETE FROM organizations",
         "TRUNCATE tickets",
         "SELECT 1 FROM relay_shards",
@@ -185,7 +204,7 @@ async def test_the_relay_sees_the_outbox_of_everybody_and_nothing_else(desk: Tic
     async with await pool_of(desk, RELAY_ROLE) as pool:
         seen = {row["organization_id"] for row in await pool.fetch("SELECT organization_id FROM outbox")}
         assert {ours.organization_id, theirs.organization_id} <= seen
-        for table in ("organizations", "users", "credentials", "api_keys", "tickets", "comments"):
+        for table in ("organizations", "users", "credentials", "api_keys", "tickets", "comments", *TIMED_TABLES):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await pool.fetch(f"SELECT 1 FROM {table}")
         for statement in ("UPDATE outbox SET data = ''", "TRUNCATE outbox", "DELETE FROM tickets"):
@@ -200,7 +219,7 @@ async def test_sign_in_reads_people_and_writes_nothing(desk: TicketsDatabase, te
     async with await pool_of(desk, IDENTITY_ROLE) as pool:
         assert await pool.fetchval("SELECT id FROM organizations WHERE id = $1", ours.organization_id)
         assert await pool.fetchval("SELECT id FROM users WHERE id = $1", ours.user_id)
-        for table in ("tickets", "comments", "outbox", "relay_shards"):
+        for table in ("tickets", "comments", "outbox", "relay_shards", *TIMED_TABLES):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await pool.fetch(f"SELECT 1 FROM {table}")
         for table, statement in INSERTS.items():

@@ -21,7 +21,17 @@ from libs.common import background
 from libs.common.events import TOPIC, decode
 from libs.common.identity import Principal
 from libs.common.metrics import BACKGROUND_FAILURES
-from libs.common.models import BulkCreate, NewComment, NewTicket, TicketChanges
+from libs.common.models import (
+    BODY_BYTES,
+    TEXT_LENGTH,
+    TITLE_LENGTH,
+    BulkCreate,
+    BulkReport,
+    NewComment,
+    NewTicket,
+    Ticket,
+    TicketChanges,
+)
 from libs.common.postgres import create_pool
 from services.tickets import relay as relay_module
 from services.tickets import store_relay
@@ -68,8 +78,8 @@ async def new_tickets(database: Database, principal: Principal, count: int) -> l
     rows = [msgspec.Raw(msgspec.json.encode({"title": f"Ticket {n}"})) for n in range(count)]
     made: list[str] = []
     for start in range(0, count, 500):
-        report, _position = await create_tickets(database, principal, BulkCreate(rows[start : start + 500]))
-        made += [str(result.id) for result in report.results]
+        reply, _position = await create_tickets(database, principal, BulkCreate(rows[start : start + 500]))
+        made += [str(result.id) for result in msgspec.json.decode(reply.body, type=BulkReport).results]
     return made
 
 
@@ -178,6 +188,19 @@ def _signal(relay: RelayProcess, number: signal.Signals) -> None:
     os.kill(relay.process.pid, number)
 
 
+async def test_a_killed_relays_shards_are_taken_over_within_seconds(
+    stack: Stack, outbox: TicketsDatabase, database: Database, principal: Principal, tmp_path: Path
+) -> None:
+    async with running_relay(outbox, tmp_path / "one.log") as one, running_relay(outbox, tmp_path / "two.log") as two:
+        await eventually(owns(one, SHARDS / 2))
+        await eventually(owns(two, SHARDS / 2))
+        two.kill()
+        tickets = await new_tickets(database, principal, 200)  # of all shards
+        await eventually(lambda: drained(outbox), seconds=LEASE.total_seconds() + 9)
+        await eventually(owns(one, SHARDS))
+    assert_complete(await published(stack, tickets), 1)
+
+
 async def test_only_the_owner_in_its_epoch_deletes(
     outbox: TicketsDatabase, database: Database, principal: Principal
 ) -> None:
@@ -272,7 +295,8 @@ async def test_a_version_that_kafka_refuses_is_not_overtaken_by_the_next(
     stack: Stack, outbox: TicketsDatabase, database: Database, principal: Principal
 ) -> None:
     noise = random.Random(1).randbytes(25_000).hex()
-    large, _position = await create_ticket(database, principal, NewTicket(title="Large", description=noise))
+    reply, _position = await create_ticket(database, principal, NewTicket(title="Large", description=noise))
+    large = msgspec.json.decode(reply.body, type=Ticket)
     changes = TicketChanges(description="Small again")
     await update_ticket(database, principal, large.id, changes, expected_version=1)
     small = await new_tickets(database, principal, 10)
@@ -290,6 +314,33 @@ async def test_a_version_that_kafka_refuses_is_not_overtaken_by_the_next(
         await eventually(lambda: drained(outbox))
     assert_complete(await published(stack, [str(large.id)]), 2)
     assert_complete(await published(stack, small), 1)
+
+
+async def test_the_largest_event_that_the_api_takes_fits_into_kafka(
+    stack: Stack, outbox: TicketsDatabase, database: Database, principal: Principal
+) -> None:
+    """Every field as long as it may be, of the character that is longest in JSON, and random, so that it stays long."""
+    chance = random.Random(1)
+
+    def text(length: int) -> str:
+        return "x" + "".join(map(chr, chance.choices(range(1, 8), k=length - 1)))
+
+    new = NewTicket(
+        title=text(TITLE_LENGTH),
+        description=text(TEXT_LENGTH),
+        external_id=text(200),
+        fields={f"{number:02}{text(62)}": text(1000) for number in range(50)},
+    )
+    request = msgspec.json.encode(new)
+    assert len(request) < BODY_BYTES
+    assert msgspec.json.decode(request, type=NewTicket) == new
+    await create_ticket(database, principal, new)
+    ticket = await outbox.superuser.fetchval("SELECT id FROM tickets")
+    await add_comment(database, principal, ticket, NewComment(text(TEXT_LENGTH)))
+    assert await outbox.superuser.fetchval("SELECT max(length(data)) FROM outbox") > 1_100_000
+    async with background.running("relay", Relay(outbox.settings()).run):
+        await eventually(lambda: drained(outbox))
+    assert_complete(await published(stack, [str(ticket)]), 2)
 
 
 async def test_a_kafka_that_hangs_is_given_up_without_leaving_anything_behind(
@@ -330,7 +381,8 @@ async def test_a_kafka_that_hangs_is_given_up_without_leaving_anything_behind(
 async def test_an_event_says_what_was_written_and_where_it_stands_in_the_log(
     stack: Stack, outbox: TicketsDatabase, database: Database, principal: Principal
 ) -> None:
-    ticket, created = await create_ticket(database, principal, NewTicket(title="Told"))
+    reply, created = await create_ticket(database, principal, NewTicket(title="Told"))
+    ticket = msgspec.json.decode(reply.body, type=Ticket)
     changed, updated = await update_ticket(
         database, principal, ticket.id, TicketChanges(title="Told again"), expected_version=1
     )

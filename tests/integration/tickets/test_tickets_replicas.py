@@ -3,25 +3,33 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable
 
 import asyncpg
+import msgspec
+import pytest
 import pytest_asyncio
 
 from infra.local.stack import Stack
 from libs.common.consistency import AS_OF_HEADER, HEADER, PRIMARY_HEADER, Position, Requirement
-from libs.common.models import NewTicket
+from libs.common.models import NewTicket, Ticket
+from libs.common.problems import Problem
+from services.tickets import servers
 from services.tickets.database import Database
+from services.tickets.servers import LAG_SECONDS
 from services.tickets.tickets import create_ticket, get_ticket
+from tests.support.processes import TestedService
 from tests.support.tickets import TicketsClient, TicketsDatabase, eventually
 
 PAUSED = "SELECT pg_get_wal_replay_pause_state()"
+REPLICAS = ("replica-1", "replica-2")
+LEFT_OUT_SECONDS = 2  # what is promised
 
 
 @contextlib.asynccontextmanager
-async def paused_replay(stack: Stack) -> AsyncIterator[None]:
-    """No replica replays what the primary writes."""
-    names = [name for name in stack.parts if name.startswith("replica-")]
+async def paused_replay(stack: Stack, *names: str) -> AsyncIterator[None]:
+    """These replicas, or all, do not replay what the primary writes."""
+    names = names or REPLICAS
     connections = [await stack.parts[name].connect("postgres") for name in names]  # type: ignore[attr-defined]
     try:
         for connection in connections:
@@ -78,7 +86,7 @@ async def test_a_read_with_a_writes_token_has_the_write_while_replicas_stand_sti
 
         # Without a token the replicas answer, with what they have; to the primary it is said in so many words.
         stale = await client.request("GET", path, headers={HEADER: ""})
-        assert (stale.body["title"], stale.body["version"]) == ("Old", 1)
+        assert (stale.body["title"], stale.body.get("version")) == ("Old", 1), stale
         newest = await client.request("GET", path, headers={HEADER: "", PRIMARY_HEADER: "1"})
         assert newest.body == changed.body
 
@@ -115,51 +123,250 @@ async def test_every_writer_reads_its_own_writes_from_any_server(client: Tickets
 async def test_reads_take_turns_on_the_replicas(
     desk: TicketsDatabase, database: Database, stack: Stack, client: TicketsClient
 ) -> None:
-    await caught_up(desk, stack)
-    await eventually(_all_seen(database))
-
-    async def port_of_replica(connection: asyncpg.Connection) -> int:
-        assert await connection.fetchval("SELECT pg_is_in_recovery()")
-        return int(await connection.fetchval("SELECT inet_server_port()"))
-
-    ports = {
-        (await database.read(client.principal.organization_id, Requirement(), port_of_replica)).value for _ in range(4)
-    }
-    assert len(ports) == len(stack.replica_urls) == 2
+    await all_usable(database)
+    asked = [await server_of_a_read(database, client) for _ in range(4)]
+    assert set(asked) == replica_ports(stack)
+    assert asked[:2] == asked[2:]
 
 
-async def test_a_replica_that_dies_costs_no_read(
-    stack: Stack, desk: TicketsDatabase, database: Database, client: TicketsClient
-) -> None:
+async def test_a_replica_that_dies_costs_no_read(stack: Stack, database: Database, client: TicketsClient) -> None:
     created = await client.create()
     ticket_id = uuid.UUID(created.body["id"])
     organization_id = client.principal.organization_id
-    await caught_up(desk, stack)
-    await eventually(_all_seen(database))
+    await all_usable(database)
     try:
-        for name in ("replica-1", "replica-2"):
+        for name in REPLICAS:
             stack.kill(name)
             await stack.wait_until_dead(name)
             for _ in range(6):
                 found = await get_ticket(database, organization_id, ticket_id, Requirement())
                 assert found.value.id == ticket_id
+        assert await server_of_a_read(database, client) == stack.primary.port, "all of them are gone"
     finally:
-        await asyncio.gather(stack.restart("replica-1"), stack.restart("replica-2"))
-    await eventually(_all_seen(database))
+        await asyncio.gather(*(stack.restart(name) for name in REPLICAS))
+    await all_usable(database)
+    assert {await server_of_a_read(database, client) for _ in range(4)} == replica_ports(stack)
+
+
+async def test_a_replica_that_lags_is_left_out_within_two_seconds_and_returns(
+    stack: Stack, database: Database, client: TicketsClient
+) -> None:
+    await all_usable(database)
+    first, second = database.servers.replicas
+    async with paused_replay(stack, "replica-1"):
+        await client.create()
+
+        async def left_out() -> bool:
+            return not first.usable
+
+        await eventually(left_out, seconds=LEFT_OUT_SECONDS)
+        assert second.usable
+        assert {await server_of_a_read(database, client) for _ in range(4)} == {stack.parts["replica-2"].port}
+    await all_usable(database)
+    assert {await server_of_a_read(database, client) for _ in range(4)} == replica_ports(stack)
+
+
+async def test_an_idle_primary_makes_no_replica_lag(database: Database) -> None:
+    await all_usable(database)
+    await asyncio.sleep(2 * LAG_SECONDS)
+    await all_usable(database)
+
+
+async def test_a_replica_that_hangs_is_left_out_within_two_seconds_and_reads_are_done_elsewhere(
+    stack: Stack, database: Database, client: TicketsClient
+) -> None:
+    await all_usable(database)
+    for _ in range(4):
+        await server_of_a_read(database, client)  # connections to both are open
+    first, second = database.servers.replicas
+    stack.pause("replica-1")
+    try:
+        # Several at once, so that some are sent to the one that hangs before anybody knows.
+        async with asyncio.timeout(9):  # far less than a statement may take
+            answers = await asyncio.gather(*(server_of_a_read(database, client) for _ in range(6)))
+        assert set(answers) <= {stack.parts["replica-2"].port, stack.primary.port}
+
+        async def left_out() -> bool:
+            return first.standing is None
+
+        await eventually(left_out, seconds=LEFT_OUT_SECONDS)
+        assert second.usable
+        assert {await server_of_a_read(database, client) for _ in range(4)} == {stack.parts["replica-2"].port}
+    finally:
+        stack.resume("replica-1")
+    await all_usable(database)
+    assert {await server_of_a_read(database, client) for _ in range(4)} == replica_ports(stack)
+
+
+async def test_while_the_primary_is_down_replicas_answer_and_writes_are_refused_until_it_is_back(
+    stack: Stack, desk: TicketsDatabase, database: Database, client: TicketsClient, service: TestedService
+) -> None:
+    created = await client.create("Before")
+    path = f"/api/tickets/{created.body['id']}"
+    await caught_up(desk, stack)
+    await all_usable(database)
+    stack.kill("postgres")
+    try:
+        await stack.wait_until_dead("postgres")
+        await asyncio.sleep(2 * LAG_SECONDS)  # as long as you like: no replica lags behind a dead primary
+        for token in ("", created.token):
+            read = await client.request("GET", path, headers={HEADER: token})
+            assert read.status == 200, read
+            assert read.body == created.body
+            assert read.token >= created.token
+        refused = await client.request("POST", "/api/tickets", json={"title": "During"})
+        assert (refused.status, refused.code) == (503, "service_unavailable")
+        assert int(refused.headers["Retry-After"]) > 0
+        newest = await client.request("GET", path, headers={PRIMARY_HEADER: "1"})
+        assert newest.status == 503
+    finally:
+        await stack.restart("postgres")
+
+    async def accepted() -> bool:
+        answer = await client.request("POST", "/api/tickets", json={"title": "After"})
+        assert answer.status in {201, 503}
+        return answer.status == 201
+
+    await eventually(accepted)
+    await all_usable(database)
+
+
+async def test_a_token_is_waited_for_shortly_where_replicas_are_about_to_have_it(
+    stack: Stack, desk: TicketsDatabase, database: Database, client: TicketsClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await all_usable(database)
+    monkeypatch.setattr(servers, "WAIT_SECONDS", 20.0)
+    for replica in database.servers.replicas:
+        monkeypatch.setattr(replica, "_lag_seconds", 60.0)
+    async with paused_replay(stack):
+        position = Position.from_token((await client.create()).token)
+        read = asyncio.create_task(server_of_a_read(database, client, Requirement(position)))
+
+        async def waits() -> bool:
+            return all(replica.waiting for replica in database.servers.replicas)
+
+        await eventually(waits)
+    assert await read in replica_ports(stack)
+    assert not any(replica.waiting for replica in database.servers.replicas)
+
+
+async def test_a_token_that_no_replica_gets_to_is_answered_by_the_primary_and_the_next_one_at_once(
+    stack: Stack, database: Database, client: TicketsClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await all_usable(database)
+    for replica in database.servers.replicas:
+        monkeypatch.setattr(replica, "_lag_seconds", 60.0)
+    async with paused_replay(stack):
+        position = Position.from_token((await client.create()).token)
+        assert await server_of_a_read(database, client, Requirement(position)) == stack.primary.port
+        monkeypatch.setattr(servers, "WAIT_SECONDS", 60.0)
+        async with asyncio.timeout(30):
+            assert await server_of_a_read(database, client, Requirement(position)) == stack.primary.port
+        assert await server_of_a_read(database, client) in replica_ports(stack), "who needs nothing has them still"
+
+
+async def test_a_token_of_the_next_timeline_is_a_promotion_that_was_not_noticed(client: TicketsClient) -> None:
+    path = f"/api/tickets/{(await client.create()).body['id']}"
+    token = (await client.request("GET", path)).token
+    timeline = Position.from_token(token).timeline
+    answers = [
+        await client.request("GET", path, headers={HEADER: Position(timeline + ahead, 1).token()}) for ahead in (1, 2)
+    ]
+    assert [(answer.status, answer.code) for answer in answers] == [
+        (503, "service_unavailable"),
+        (400, "invalid_parameter"),
+    ]
 
 
 async def test_a_write_stands_at_a_position_that_a_replica_reaches(database: Database, desk: TicketsDatabase) -> None:
     (principal,) = await desk.organization()
     for _ in range(20):
-        ticket, position = await create_ticket(database, principal, NewTicket(title="x"))
+        reply, position = await create_ticket(database, principal, NewTicket(title="x"))
+        ticket = msgspec.json.decode(reply.body, type=Ticket)
         found = await get_ticket(database, principal.organization_id, ticket.id, Requirement(position))
         assert found.value == ticket
         assert position <= found.as_of <= found.consistency
     assert position > Position(1, 0)
 
 
-def _all_seen(database: Database) -> Callable[[], object]:
-    async def seen() -> bool:
-        return all(server.position is not None for server in (database._primary, *database._replicas))
+async def test_reports_are_read_on_the_analytics_replica_and_nowhere_else(
+    stack: Stack, desk: TicketsDatabase, client: TicketsClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    organization_id = client.principal.organization_id
+    async with Database.open(desk.settings(TICKETS_REPLICA_URLS="")) as database:
+        analytics = database.servers.analytics
+        assert analytics is not None
 
-    return seen
+        async def usable() -> bool:
+            return analytics.usable
+
+        await eventually(usable)
+        port = stack.parts["replica-1"].port
+        assert (await database.report(organization_id, port_on)).value == port
+        assert await server_of_a_read(database, client) == stack.primary.port, "it is for reports only"
+
+        async def slow(connection: asyncpg.Connection) -> object:
+            assert await connection.fetchval("SHOW statement_timeout") == "30s"
+            await connection.execute("SET LOCAL statement_timeout = 50")
+            return await connection.fetchval("SELECT pg_sleep(20)")
+
+        assert await refusal(database.report(organization_id, slow)) == ("deadline_exceeded", "longer than 30 s")
+
+        monkeypatch.setattr(analytics, "_lag_seconds", 0.2)
+        async with paused_replay(stack, "replica-1"):
+            await client.create()
+
+            async def behind() -> bool:
+                return not analytics.usable
+
+            await eventually(behind)
+            told = await refusal(database.report(organization_id, port_on))
+            assert told == ("service_unavailable", "too far behind")
+        await eventually(usable)
+        stack.kill("replica-1")
+        try:
+            await stack.wait_until_dead("replica-1")
+            for _ in range(2):  # before and after that was noticed
+                told = await refusal(database.report(organization_id, port_on))
+                assert told == ("service_unavailable", "does not answer")
+                await eventually(behind)
+        finally:
+            await stack.restart("replica-1")
+        await eventually(usable)
+        assert (await database.report(organization_id, port_on)).value == port
+
+
+async def test_without_an_analytics_replica_there_are_no_reports(desk: TicketsDatabase, client: TicketsClient) -> None:
+    async with Database.open(desk.settings(TICKETS_ANALYTICS_URL="")) as database:
+        told = await refusal(database.report(client.principal.organization_id, port_on))
+        assert told == ("service_unavailable", "TICKETS_ANALYTICS_URL is not set")
+
+
+async def refusal(work: Awaitable[object]) -> tuple[str, str]:
+    """The code of the problem, and what of these it says."""
+    with pytest.raises(Problem) as raised:
+        await work
+    known = ("does not answer", "too far behind", "TICKETS_ANALYTICS_URL is not set", "longer than 30 s")
+    (said,) = [words for words in known if words in (raised.value.detail or "")]
+    return raised.value.code, said
+
+
+async def all_usable(database: Database) -> None:
+    async def usable() -> bool:
+        return all(replica.usable for replica in database.servers.replicas)
+
+    await eventually(usable)
+
+
+def replica_ports(stack: Stack) -> set[int]:
+    return {stack.parts[name].port for name in REPLICAS}
+
+
+async def server_of_a_read(database: Database, client: TicketsClient, requirement: Requirement | None = None) -> int:
+    """The port of the server that answered."""
+    found = await database.read(client.principal.organization_id, requirement or Requirement(), port_on)
+    return found.value
+
+
+async def port_on(connection: asyncpg.Connection) -> int:
+    return int(await connection.fetchval("SELECT inet_server_port()"))

@@ -122,7 +122,7 @@ def test_security_names_declared_schemes_and_unsafe_sessions_need_the_csrf_token
 
 def test_bodies_are_documented_with_all_their_problems(document: dict[str, Any]) -> None:
     with_body = [operation for _path, _method, operation in operations(document) if "requestBody" in operation]
-    assert len(with_body) == 6
+    assert len(with_body) == 7
     for operation in with_body:
         assert operation["requestBody"]["content"]["application/json"]["schema"]
         assert {"400", "413", "415", "422"} <= set(operation["responses"]), operation["operationId"]
@@ -133,7 +133,11 @@ def test_paging_is_documented(document: dict[str, Any]) -> None:
     assert found["query", "limit"]["schema"] == {"type": "integer", "minimum": 1, "maximum": 100, "default": 25}
     assert found["query", "cursor"]["schema"] == {"type": "string"}
     assert "next_cursor" in found["query", "cursor"]["description"]
-    assert set(found["query", "status"]["schema"]["enum"]) == {"open", "pending", "solved", "closed"}
+    assert found["query", "sort"]["schema"]["enum"] == ["created_at", "-created_at", "updated_at", "-updated_at"]
+    for text in ("open", "closed,pending"):
+        assert re.fullmatch(found["query", "status"]["schema"]["pattern"], text)
+        assert not re.fullmatch(found["query", "priority"]["schema"]["pattern"], text)
+    assert set(parameters(document, "list_comments")) >= {("query", "sort"), ("query", "limit"), ("query", "cursor")}
     assert parameters(document, "search")["query", "limit"]["schema"]["maximum"] == 50
     assert "Link" in document["paths"]["/api/tickets"]["get"]["responses"]["200"]["headers"]
 
@@ -145,6 +149,20 @@ def test_conditional_requests_and_consistency_are_documented(document: dict[str,
     responses = document["paths"]["/api/tickets/{ticket_id}"]["get"]["responses"]
     assert "304" in responses
     assert {"ETag", "Relaydesk-Consistency"} <= set(responses["200"]["headers"])
+
+
+def test_every_creation_takes_an_idempotency_key(document: dict[str, Any]) -> None:
+    creations = [e for e in ENDPOINTS if e.method == "POST" and e.operation not in {"sign_in", "realtime_token"}]
+    assert len(creations) == 4
+    for endpoint in creations:
+        assert not parameters(document, endpoint.operation)["header", "Idempotency-Key"]["required"]
+        responses = document["paths"][endpoint.path]["post"]["responses"]
+        assert "Idempotency-Replayed" in responses[str(endpoint.status)]["headers"]
+        assert "idempotency_key_in_use" in responses["409"]["description"]
+        assert "idempotency_key_reused" in responses["422"]["description"]
+        assert "invalid_parameter" in responses["400"]["description"]
+    others = [e for e in ENDPOINTS if e not in creations]
+    assert not any(("header", "Idempotency-Key") in parameters(document, e.operation) for e in others)
 
 
 @pytest.mark.parametrize("internal", ["Relaydesk-Principal", "Relaydesk-As-Of", "Relaydesk-Read-Primary", "/internal"])

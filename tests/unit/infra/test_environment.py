@@ -20,6 +20,7 @@ ADDRESSES = Addresses(
     cache_redis="redis://cache",
     kafka="127.0.0.1:9092",
     services={name: f"http://127.0.0.1:{8080 + index}" for index, name in enumerate(SERVICES)},
+    analytics="postgresql://a",
 )
 EXPECTED = {
     "gateway": {
@@ -38,6 +39,7 @@ EXPECTED = {
         "TICKETS_PORT": "8081",
         "TICKETS_DATABASE_URL": "postgresql://t",
         "TICKETS_REPLICA_URLS": "postgresql://r1,postgresql://r2",
+        "TICKETS_ANALYTICS_URL": "postgresql://a",
         "TICKETS_TOPIC_REPLICATION": "1",
         "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9092",
     },
@@ -142,8 +144,24 @@ def test_external_replicas_are_used_and_mean_nothing_without_their_primary(tmp_p
     urls = {"TICKETS_REPLICA_URLS": "postgresql://r1,postgresql://r2"}
     stack = Stack(tmp_path, environ=EXTERNAL | urls, services=())
     assert stack.environment("tickets")["TICKETS_REPLICA_URLS"] == urls["TICKETS_REPLICA_URLS"]
+    assert "TICKETS_ANALYTICS_URL" not in stack.environment("tickets")
     with pytest.raises(LauncherError, match="TICKETS_REPLICA_URLS needs TICKETS_DATABASE_URL"):
         parts(tmp_path, urls)
+
+
+def test_reports_are_read_from_the_analytics_replica_or_from_the_first_of_the_others(tmp_path: Path) -> None:
+    def reports(stack: Stack) -> str:
+        return stack.environment("tickets").get("TICKETS_ANALYTICS_URL", "")
+
+    own = Stack(tmp_path, services=(), replicas=1, analytics=True)
+    assert reports(own) == own.analytics_url
+    shared = Stack(tmp_path, services=(), replicas=2)
+    assert reports(shared) == shared.replica_urls[0]
+    assert reports(Stack(tmp_path, services=(), replicas=0)) == ""
+    given = {"TICKETS_ANALYTICS_URL": "postgresql://reports.example/tickets"}
+    assert reports(Stack(tmp_path, environ=EXTERNAL | given, services=())) == given["TICKETS_ANALYTICS_URL"]
+    with pytest.raises(LauncherError, match="TICKETS_ANALYTICS_URL needs TICKETS_DATABASE_URL"):
+        parts(tmp_path, given)
 
 
 def test_replicas_are_as_many_as_were_asked_for(tmp_path: Path) -> None:

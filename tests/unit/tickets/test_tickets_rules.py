@@ -1,6 +1,5 @@
 """What the tickets service decides without a database."""
 
-import datetime as dt
 import uuid
 from typing import Any, cast
 
@@ -11,46 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.common.events import EventType, EventTypes
-from libs.common.models import Status
 from libs.common.problems import Problem
 from services.tickets.__main__ import _new_user
 from services.tickets.outbox import SHARDS, shard_of, type_of_update
+from services.tickets.parameters import ticket_id_of
 from services.tickets.relay import _waves
-from services.tickets.routes_tickets import _expected_version, _limit, _status, ticket_id_of
-from services.tickets.tickets import _read_cursor, _write_cursor
-
-moments = st.datetimes(dt.datetime(1970, 1, 1), timezones=st.just(dt.UTC))  # noqa: DTZ001
-
-
-@given(moments, st.uuids())
-def test_a_cursor_is_read_as_the_place_it_was_made_of(moment: dt.datetime, ticket_id: uuid.UUID) -> None:
-    assert _read_cursor(_write_cursor(moment, ticket_id)) == (moment, ticket_id)
-
-
-@given(st.text() | st.binary(min_size=20, max_size=28).map(lambda raw: raw.hex()))
-def test_text_that_is_no_cursor_is_refused_as_a_parameter(text: str) -> None:
-    try:
-        _read_cursor(text)
-    except Problem as problem:
-        if problem.code != "invalid_parameter":
-            raise
-
-
-@pytest.mark.parametrize("text", ["x", "////////////////////////////////", "-" * 31, "_" * 32, "\xe9" * 32])
-def test_a_forged_cursor_is_refused(text: str) -> None:
-    with pytest.raises(Problem, match="invalid_parameter"):
-        _read_cursor(text)
-
-
-@pytest.mark.parametrize(("text", "limit"), [(None, 25), ("1", 1), ("100", 100), ("007", 7)])
-def test_a_page_has_one_to_a_hundred_tickets(text: str | None, limit: int) -> None:
-    assert _limit(text) == limit
-
-
-@pytest.mark.parametrize("text", ["", "0", "101", "-1", "1.0", "1e1", "00999", "00010000", "9" * 5000, "\u0663", "x"])
-def test_another_page_size_is_refused(text: str) -> None:
-    with pytest.raises(Problem, match="invalid_parameter"):
-        _limit(text)
+from services.tickets.routes_tickets import _expected_version
 
 
 def expected_version(if_match: str) -> int:
@@ -74,13 +39,6 @@ def test_any_other_if_match_is_refused(text: str) -> None:
 def test_an_update_needs_if_match() -> None:
     with pytest.raises(Problem, match="precondition_required"):
         _expected_version(make_mocked_request("PATCH", "/"))
-
-
-def test_a_status_is_one_of_four() -> None:
-    assert _status(None) is None
-    assert _status("solved") is Status.SOLVED
-    with pytest.raises(Problem, match="invalid_parameter"):
-        _status("Solved")
 
 
 @pytest.mark.parametrize("text", ["1", "bulk2", "' OR 1=1", "\x00"])

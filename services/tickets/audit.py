@@ -1,0 +1,75 @@
+"""The audit log: what was done to organizations, users and keys, and who signed in. A secret is never in it."""
+
+import uuid
+from collections.abc import Mapping
+
+import asyncpg
+
+from libs.common.consistency import Requirement
+from libs.common.history import Action, AuditActor, AuditPage
+from libs.common.identity import Principal
+from libs.common.models import Role
+from libs.common.people import User
+from libs.common.problems import Problem
+from services.tickets import store_audit
+from services.tickets.cursors import moment_bytes, moment_of, read_cursor, write_cursor
+from services.tickets.database import Database, Found
+from services.tickets.store_audit import END, Place
+
+OPERATOR = AuditActor(None, "operator", "")
+UNKNOWN = AuditActor(None, "unknown", "")
+
+
+def acting(principal: Principal) -> AuditActor:
+    return AuditActor(principal.user_id, principal.credential, principal.name)
+
+
+def signing_in(user: User) -> AuditActor:
+    return AuditActor(user.id, "password", user.name)
+
+
+async def record(
+    connection: asyncpg.Connection,
+    organization_id: uuid.UUID,
+    actor: AuditActor,
+    action: Action,
+    *,
+    target_id: uuid.UUID | None,
+    details: Mapping[str, str] | None = None,
+) -> None:
+    """Write an entry, in the transaction of what it tells of."""
+    await store_audit.insert_audit(
+        connection, organization_id, actor, action, target_id=target_id, details=details or {}
+    )
+
+
+async def list_audit(
+    database: Database,
+    principal: Principal,
+    requirement: Requirement,
+    *,
+    action: Action | None,
+    cursor: str | None,
+    limit: int,
+) -> Found[AuditPage]:
+    """A page of at most `limit` (1 to 100) entries, newest first.
+
+    Raises:
+        Problem: `permission_denied` (403) for everybody but admins, or `invalid_parameter` (400) for a cursor that is
+            none, or one of another list.
+    """
+    if principal.role is not Role.ADMIN:
+        raise Problem("permission_denied", "Only admins may read the audit log.")
+    of = f"audit {action}"
+    before = END
+    if cursor is not None:
+        raw = read_cursor(of, cursor, 24)
+        before = Place(moment_of(raw[:8]), uuid.UUID(bytes=raw[8:]))
+
+    async def work(connection: asyncpg.Connection) -> AuditPage:
+        found = await store_audit.page_of_audit(connection, principal.organization_id, action, before, limit + 1)
+        page = found[:limit]
+        more = len(found) > limit
+        return AuditPage(page, write_cursor(of, moment_bytes(page[-1].at) + page[-1].id.bytes) if more else None)
+
+    return await database.read(principal.organization_id, requirement, work)
