@@ -31,6 +31,7 @@ from services.tickets import store_servers
 from services.tickets.paths import MIGRATIONS
 from services.tickets.servers import Fence, Primary, Replica, Server, Servers
 from services.tickets.settings import DatabaseSettings
+from services.tickets.shares import Shares
 from services.tickets.store_servers import READ_POSITION, SERVER_POSITION
 
 APP_ROLE = "tickets_app"
@@ -84,9 +85,10 @@ _NOTHING_HOT = HotStatements()
 class Database:
     """The tickets database as the application role sees it. Open with `async with Database.open(settings)`."""
 
-    def __init__(self, servers: Servers, identity: asyncpg.Pool) -> None:
+    def __init__(self, servers: Servers, identity: asyncpg.Pool, shares: Shares) -> None:
         self.servers = servers
         self.identity = identity
+        self._shares = shares
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -131,13 +133,14 @@ class Database:
                 analytics = Replica("analytics", reports, opened, APP_ROLE, primary, lag_seconds=REPORT_LAG_SECONDS)
             servers = Servers(primary, replicas, analytics)
             await stack.enter_async_context(servers.watched())
-            yield cls(servers, pools[1])
+            yield cls(servers, pools[1], Shares(max(1, settings.pool_maximum // 2)))
 
     @contextlib.asynccontextmanager
     async def write(self, organization_id: uuid.UUID) -> AsyncIterator[Write]:
         """A transaction on the primary; `position` of what it yields is set when the block has ended."""
         primary = self.servers.primary
-        async with primary.connection() as connection:
+        share = self._shares.one_of(organization_id, seconds=ACQUIRE_SECONDS)
+        async with share, primary.connection() as connection:
             try:
                 async with transaction_on(connection, organization_id=organization_id):
                     write = Write(connection)

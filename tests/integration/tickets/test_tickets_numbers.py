@@ -54,10 +54,10 @@ async def test_an_organization_whose_creations_wait_keeps_no_other_waiting(
 ) -> None:
     other = client_of((await desk.organization())[0])
     async with locked(desk, LOCK_NUMBERS, client.principal.organization_id):
-        waiting = [asyncio.create_task(client.create("Waits")) for _ in range(POOL // 2)]
+        waiting = [asyncio.create_task(client.create("Waits")) for _ in range(POOL * 3)]
 
         async def all_wait() -> bool:
-            return await waiting_for_locks(desk) == len(waiting)
+            return await waiting_for_locks(desk) == POOL // 2
 
         await eventually(all_wait)
         for number in range(1, 31):
