@@ -6,7 +6,6 @@ and judging of rows. Rates are in tickets per second.
 
 import asyncio
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
 
 import aiohttp
@@ -16,13 +15,13 @@ import msgspec
 from infra.local.stack import Stack
 from libs.common.events import EventTypes
 from libs.common.identity import Principal
-from libs.common.models import BULK_ROWS, NewTicket, Role
+from libs.common.models import BULK_ROWS, NewTicket
 from libs.common.postgres import create_pool, transaction_on
 from services.tickets import outbox, store_bulk, store_tickets
 from services.tickets.database import APP_ROLE
 from services.tickets.store_servers import SERVER_POSITION
 from tests.bench.create import DESCRIPTION, TITLE
-from tests.bench.figures import Figure, internal_headers
+from tests.bench.figures import Figure, internal_headers, principal_of
 from tests.support.clients import Tenant
 
 WRITERS = 4  # one an organization: its creations wait for one another
@@ -73,14 +72,7 @@ async def _bare(stack: Stack, tenants: Sequence[Tenant], seconds: float) -> floa
     )
 
     def writer(tenant: Tenant) -> Callable[[], Awaitable[None]]:
-        principal = Principal(
-            organization_id=uuid.UUID(tenant.organization_id),
-            user_id=uuid.UUID(tenant.users[0]["id"]),
-            name="bench",
-            role=Role.ADMIN,
-            credential="api_key",
-            credential_id="bench",
-        )
+        principal = principal_of(tenant)
 
         async def create_batch() -> None:
             async with pool.acquire() as connection:

@@ -38,17 +38,22 @@ class Load(msgspec.Struct, frozen=True):
     p99: float
 
 
-def internal_headers(stack: Stack, tenant: Tenant) -> dict[str, str]:
-    """What the gateway would send the tickets service for the tenant's first user; good for a minute."""
-    principal = Principal(
+def principal_of(tenant: Tenant) -> Principal:
+    """The tenant's first user, as by an API key."""
+    return Principal(
         organization_id=uuid.UUID(tenant.organization_id),
         user_id=uuid.UUID(tenant.users[0]["id"]),
         name="bench",
         role=Role.ADMIN,
         credential="api_key",
-        credential_id=uuid.uuid4().hex,
+        credential_id="bench",
     )
-    return {PRINCIPAL_HEADER: Signer(stack.credentials.signing_key("gateway")).principal_token(principal, "tickets")}
+
+
+def internal_headers(stack: Stack, tenant: Tenant) -> dict[str, str]:
+    """What the gateway would send the tickets service for the tenant's first user; good for a minute."""
+    signer = Signer(stack.credentials.signing_key("gateway"))
+    return {PRINCIPAL_HEADER: signer.principal_token(principal_of(tenant), "tickets")}
 
 
 async def wrk(

@@ -29,7 +29,7 @@ from libs.common.postgres import create_pool, transaction_on
 from services.tickets.database import APP_ROLE
 from tests.support.tickets import TicketsDatabase, tickets_database
 
-SECRET = '"theirs alone"'  # as JSON, for what is text to a statement may be JSON to its table
+SECRET, SECRET_NUMBER = "theirs alone", 4711004711
 # Statements of other roles: sign-in and key lookup begin without a tenant, the relay and the partitions have none.
 NOT_A_TENANTS = {
     "SELECT_CREDENTIAL",
@@ -46,7 +46,9 @@ WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NO
   AND a.attname = 'organization_id' ORDER BY 1"""
 TENANT = "SELECT set_config('relaydesk.organization_id', $1, true)"
 COMBINATIONS = 300
-NEW_TEXT = '"new"'
+# What a statement is given as text: what their rows are found by, and what no row has. Ours never hold the secret.
+# JSON, for what is text to a statement may be JSON to its table.
+KNOWN_TEXT, NEW_TEXT = '"known"', '"new"'
 # Their tables want a certain word or a certain id; test_tickets_isolation.py inserts into these by hand.
 WANT_MORE_THAN_TYPES = {"INSERT_ORGANIZATION", "INSERT_USER", "INSERT_CREDENTIAL"}
 _VERB = re.compile(r"\s*(select|insert|update|delete|with)\b", re.IGNORECASE)
@@ -88,7 +90,7 @@ INSERTS = {
     "tickets": """
         INSERT INTO tickets (organization_id, id, number, title, description, status_id, priority_id, user_id,
                              assigned_to, external_id, version, created_at, updated_at)
-        VALUES ($1, $3, 1, $5, $5, 1, 1, $2, $2, $5, 1, now(), now()),
+        VALUES ($1, $3, $7, $5, $5, 1, 1, $2, $2, $6, 1, now(), now()),
                ($1, $4, 2, $5, $5, 1, 1, $2, NULL, NULL, 1, now(), now())""",
     "comments": """
         INSERT INTO comments (organization_id, id, ticket_id, author_id, body, created_at)
@@ -99,7 +101,7 @@ INSERTS = {
         VALUES ($1, $3, 1, now(), $4, $5, $2, 'session', $5, '{}')""",
     "audit_log": """
         INSERT INTO audit_log (organization_id, id, actor_id, actor_kind, actor_name, action)
-        VALUES ($1, $4, $2, 'session', $5, $5)""",
+        VALUES ($1, $4, $2, 'session', $5, $6)""",
     "idempotency_records": """
         INSERT INTO idempotency_records (organization_id, user_id, key_sha256, fingerprint, status, headers, body)
         VALUES ($1, $2, 'x', $5::text::bytea, 201, '{}', $5::text::bytea)""",
@@ -131,7 +133,7 @@ async def theirs(database: TicketsDatabase) -> Others:
     tables = {row[0] for row in await database.superuser.fetch(TENANT_TABLES)}
     assert tables == {"users", *INSERTS}
     for sql in INSERTS.values():
-        used = [organization_id, principal.user_id, ticket_id, other_id, SECRET]
+        used = [organization_id, principal.user_id, ticket_id, other_id, SECRET, KNOWN_TEXT, SECRET_NUMBER]
         numbered = {number: value for number, value in enumerate(used, start=1) if f"${number}" in sql}
         for position, number in enumerate(numbered, start=1):
             sql = sql.replace(f"${number}", f"${position}")  # noqa: PLW2901 (parameters have no gaps)
@@ -181,10 +183,10 @@ def argument(kind: str, text: str) -> Any:
 def combinations(kinds: Sequence[str], first: Sequence[uuid.UUID], ids: Sequence[uuid.UUID]) -> list[list[Any]]:
     """Arguments with every choice of ids, or a fixed sample of 300 where there are more.
 
-    The first UUID, the organization, is one of `first`. Texts are what the other organization's rows hold, or new.
+    The first UUID, the organization, is one of `first`. Texts are what the others' rows are found by, or new.
     """
     every: list[list[Any]] = []
-    for text in (SECRET, NEW_TEXT):
+    for text in (KNOWN_TEXT, NEW_TEXT):
         choices: list[list[Any]] = []
         organizations = list(first)
         for kind in kinds:
@@ -212,8 +214,8 @@ async def leaks(connection: asyncpg.Connection, sql: str, arguments: Sequence[An
         rows = await connection.fetch(sql, *arguments)
     except asyncpg.PostgresError as error:
         await connection.execute("ROLLBACK TO before")
-        return [str(error)] if SECRET in str(error.as_dict().get("detail", "")) and SECRET not in arguments else []
-    return [f"{row}" for row in rows if SECRET in f"{row}" or SECRET.encode() in [*row.values()]]
+        return [str(error)] if SECRET in str(error.as_dict()) else []
+    return [f"{row}" for row in rows if SECRET in f"{row}" or f"{SECRET_NUMBER}" in f"{row}"]
 
 
 async def kinds_of(connection: asyncpg.Connection, sql: str) -> list[str]:
