@@ -225,6 +225,11 @@ async def test_a_promotion_loses_nothing_that_was_acknowledged(servers: Stack, t
             new = await furthest(replicas(servers))
             (other,) = [replica for replica in replicas(servers) if replica is not new]
             await new.promote()
+
+            async def is_noticed() -> bool:
+                return '"database_promoted"' in log.read_text()
+
+            await eventually(is_noticed)  # while no commit can be replicated
             await other.follow(new)
             await more(writers, ENOUGH)
 

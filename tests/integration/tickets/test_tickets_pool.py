@@ -280,9 +280,10 @@ async def test_the_server_that_takes_writes_is_found_among_the_hosts(
         settings = desk.settings(
             TICKETS_DATABASE_URL=url._replace(netloc=f"{login}@{hosts}").geturl(), TICKETS_REPLICA_URLS=""
         )
-        pool = await create_pool(settings.database_url, role=role, service="test", minimum=1, maximum=2)
+        pool = await create_pool(settings.database_url, role=role, service="test", minimum=0, maximum=2)
         async with pool:
-            assert await pool.fetchval("SELECT inet_server_port()") == stack.primary.port
+            async with pool.acquire(timeout=postgres.ACQUIRE_SECONDS) as connection:  # as whoever asks waits
+                assert await connection.fetchval("SELECT inet_server_port()") == stack.primary.port
             assert accepted(silent) == 1
             await pool.expire_connections()
             assert await pool.fetchval("SELECT inet_server_port()") == stack.primary.port
