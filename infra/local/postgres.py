@@ -180,7 +180,7 @@ class PostgresServer(Part):
 
     async def connect(self, database: str = "postgres") -> asyncpg.Connection:
         """Connect as superuser."""
-        return await asyncpg.connect(self.url(database, superuser=True), timeout=5)
+        return await asyncpg.connect(self.url(database, superuser=True), ssl=False, timeout=5)
 
     async def is_ready(self) -> bool:
         connection = await self.connect()

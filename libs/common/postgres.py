@@ -9,18 +9,16 @@ looked for whenever a connection is made, so a promotion is followed.
 
 import asyncio
 import contextlib
-import re
 import urllib.parse
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import asyncpg
-from prometheus_client import Histogram
 
 from libs.common import background
-from libs.common.metrics import DB_QUERY_DURATION
 from libs.common.problems import Problem, unavailable
+from libs.common.query_metrics import MeasuredConnection
 
 CONNECT_SECONDS = 5.0
 IDLE_SECONDS = 600.0
@@ -48,45 +46,6 @@ UNAVAILABLE_ERRORS = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # a statement on a connection whose server has just said that it ends it
 )
-
-# A write, with the table it goes to ("FOR UPDATE" and "DO UPDATE SET" are none), and what a SELECT reads from (a
-# name before a parenthesis is a function).
-_WRITE = re.compile(
-    r"\b(?:(insert)\s+into|(delete)\s+from|(update))\s+(?:only\s+)?([a-z_]+)(?(3)(?:\s+(?:as\s+)?[a-z_]+)?\s+set\b)",
-    re.IGNORECASE,
-)
-_READ = re.compile(r"\bfrom\s+(?:only\s+)?([a-z_]+)\b(?!\s*\()", re.IGNORECASE)
-
-
-class _QueryMetrics:
-    """asyncpg's query logger: observes `db_query_duration_ms`, its labels read once from each statement."""
-
-    def __init__(self) -> None:
-        self._children: dict[str, Histogram] = {}
-
-    def __call__(self, query: asyncpg.connection.LoggedQuery) -> None:
-        child = self._children.get(query.query)
-        if child is None:
-            child = DB_QUERY_DURATION.labels(*statement_labels(query.query))
-            if len(self._children) < 1000:  # statements are constants; a bound all the same
-                self._children[query.query] = child
-        child.observe(query.elapsed * 1000)
-
-
-def statement_labels(sql: str) -> tuple[str, str]:
-    """`(query_type, table)` of a statement: its first write, else its first read, and the table of that."""
-    verb = sql.split(None, 1)[0].lower().rstrip(";") if sql.strip() else "none"
-    if verb == "begin":
-        return verb, "none"
-    if write := _WRITE.search(sql):
-        return (write[1] or write[2] or write[3]).lower(), write[4].lower()
-    if read := _READ.search(sql):
-        return "select", read[1].lower()
-    return verb, "none"
-
-
-_metrics = _QueryMetrics()
-
 
 Check = Callable[[asyncpg.Connection], Awaitable[None]]
 
@@ -168,7 +127,6 @@ async def create_pool(
 
     async def initialise(connection: asyncpg.Connection) -> None:
         await _warm_up(connection, prepare)
-        connection.add_query_logger(_metrics)  # now: preparing is no query
 
     return await asyncpg.create_pool(
         url,
@@ -192,15 +150,14 @@ async def connect(
         OSError, asyncpg.PostgresError: when it cannot be made within 5 s.
     """
     options = _options(role=role, service=service, writes=writes, statement_seconds=STATEMENT_SECONDS)
-    connection = await _Hosts(url, check).connect(url, **options)
-    connection.add_query_logger(_metrics)
-    return connection
+    return await _Hosts(url, check).connect(url, **options)
 
 
 def _options(*, role: str, service: str, writes: bool, statement_seconds: float) -> dict[str, Any]:
     return {
         "timeout": CONNECT_SECONDS,
         "command_timeout": statement_seconds + _GRACE_SECONDS,
+        "connection_class": MeasuredConnection,
         "target_session_attrs": "read-write" if writes else "any",
         "statement_cache_size": _CACHED_STATEMENTS,
         "max_cached_statement_lifetime": 0,  # as long as the connection
@@ -219,55 +176,53 @@ def _milliseconds(seconds: float) -> str:
     return str(int(seconds * 1000))
 
 
-@contextlib.contextmanager
-def given_up_after(connection: asyncpg.Connection, seconds: float) -> Iterator[None]:
+class given_up_after:  # noqa: N801 (called like a function, as contextlib's own)
     """End the connection when the block lasts longer; whoever waits for it gets ConnectionDoesNotExistError.
 
     Unlike a timeout of the driver it asks nothing of the server, which may not answer.
     """
-    deadline = asyncio.get_running_loop().call_later(seconds, connection.terminate)
-    try:
-        yield
-    finally:
-        deadline.cancel()
+
+    __slots__ = ("_deadline",)
+
+    def __init__(self, connection: asyncpg.Connection, seconds: float) -> None:
+        self._deadline = asyncio.get_running_loop().call_later(seconds, connection.terminate)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_error: object) -> None:
+        self._deadline.cancel()
 
 
-@contextlib.asynccontextmanager
-async def transaction(
-    pool: asyncpg.Pool, *, organization_id: uuid.UUID | None, read_only: bool = False
-) -> AsyncIterator[asyncpg.Connection]:
-    """One transaction on a connection of the pool; see `transaction_on`.
-
-    Raises:
-        TimeoutError: when no connection is free within 5 s.
-    """
-    async with (
-        pool.acquire(timeout=ACQUIRE_SECONDS) as connection,
-        transaction_on(connection, organization_id=organization_id, read_only=read_only),
-    ):
-        yield connection
-
-
-@contextlib.asynccontextmanager
-async def transaction_on(
-    connection: asyncpg.Connection, *, organization_id: uuid.UUID | None, read_only: bool = False
-) -> AsyncIterator[None]:
+class transaction_on:  # noqa: N801 (called like a function; a generator would cost a read 2 %)
     """One transaction within one tenant (None: a role that has no tenant, such as the relay's).
 
     A read-only one sees a single snapshot. `BEGIN` and the tenant's setting share a round trip. A cancelled caller
     never leaves a COMMIT half-waited: cancelling a wait for synchronous replication would commit locally only.
     """
-    begin = "BEGIN READ ONLY, ISOLATION LEVEL REPEATABLE READ" if read_only else "BEGIN"
-    if organization_id is not None:
-        # A UUID's text form needs no quoting; the simple protocol takes no parameters.
-        begin += f"; SELECT set_config('relaydesk.organization_id', '{uuid.UUID(str(organization_id))}', true)"
-    await connection.execute(begin)
-    try:
-        yield
-    except BaseException:
-        await _roll_back(connection)
-        raise
-    await background.finish(_commit(connection))
+
+    __slots__ = ("_begin", "_connection", "_read_only")
+
+    def __init__(
+        self, connection: asyncpg.Connection, *, organization_id: uuid.UUID | None, read_only: bool = False
+    ) -> None:
+        self._connection = connection
+        self._read_only = read_only
+        self._begin = "BEGIN READ ONLY, ISOLATION LEVEL REPEATABLE READ" if read_only else "BEGIN"
+        if organization_id is not None:
+            # The simple protocol takes no parameters; a number in hexadecimal digits needs no quoting.
+            self._begin += f"; SELECT set_config('relaydesk.organization_id', '{organization_id.int:032x}', true)"
+
+    async def __aenter__(self) -> None:
+        await self._connection.execute(self._begin)
+
+    async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        if error is not None:
+            await _roll_back(self._connection)
+        elif self._read_only:
+            await self._connection.execute("COMMIT")  # it leaves nothing half done
+        else:
+            await background.finish(_commit(self._connection))
 
 
 async def _commit(connection: asyncpg.Connection) -> None:

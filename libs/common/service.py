@@ -16,7 +16,7 @@ import structlog
 import uvloop
 from aiohttp import web
 from opentelemetry import trace
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import StatusCode
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Histogram, generate_latest
 
 from libs.common import background, logs, tracing
@@ -157,10 +157,7 @@ def _request_middleware(translate: Translate, streaming: frozenset[str]):  # typ
         started = time.perf_counter()
         fields: dict[str, object] = {}
         request[LOG_FIELDS] = fields
-        context = tracing.extract(request.headers) if "traceparent" in request.headers else None
-        with tracing.TRACER.start_as_current_span(
-            f"{request.method} {route}", context=context, kind=SpanKind.SERVER, record_exception=False
-        ) as span:
+        with tracing.ServerSpan(f"{request.method} {route}", request.headers) as span:
             try:
                 response = await _answer(request, handler, translate)
             except asyncio.CancelledError:
@@ -185,8 +182,7 @@ def _request_middleware(translate: Translate, streaming: frozenset[str]):  # typ
                 durations[key] = duration
             duration.observe(milliseconds)
             if route not in _QUIET_ROUTES:
-                log.info(
-                    "request",
+                logs.request(
                     method=request.method,
                     route=route,
                     status=response.status,

@@ -4,8 +4,12 @@ asyncio itself is not instrumented (the contributed instrumentor leaks with aiok
 a request or an event enters a service.
 """
 
+import random
 from collections.abc import Mapping, MutableMapping
+from contextvars import Token
+from types import TracebackType
 
+from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -13,10 +17,12 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 TRACER = trace.get_tracer("relaydesk")
 _PROPAGATOR = TraceContextTextMapPropagator()
+_exporting = False
 
 
 def configure(service: str, *, endpoint: str | None, sample_ratio: float) -> TracerProvider:
@@ -24,6 +30,8 @@ def configure(service: str, *, endpoint: str | None, sample_ratio: float) -> Tra
 
     Without an endpoint nothing is recorded, yet trace ids still travel.
     """
+    global _exporting  # noqa: PLW0603 (as the provider itself: one a process)
+    _exporting = endpoint is not None
     provider = TracerProvider(
         resource=Resource.create({"service.name": service, "service.namespace": "relaydesk"}),
         sampler=ParentBasedTraceIdRatio(sample_ratio if endpoint else 0.0),
@@ -50,3 +58,33 @@ def current_traceparent() -> str | None:
     carrier: dict[str, str] = {}
     inject(carrier)
     return carrier.get("traceparent")
+
+
+class ServerSpan:
+    """The span of a request, current while the block lasts.
+
+    Where nothing is exported it is only the trace's ids (the caller's, or new ones), at a quarter of the cost.
+    """
+
+    def __init__(self, name: str, headers: Mapping[str, str]) -> None:
+        context = extract(headers) if "traceparent" in headers else None
+        if _exporting:
+            self.span: Span = TRACER.start_span(name, context=context, kind=SpanKind.SERVER)
+        elif context is not None:
+            self.span = trace.get_current_span(context)
+        else:
+            self.span = NonRecordingSpan(
+                SpanContext(random.getrandbits(128) or 1, random.getrandbits(64) or 1, is_remote=False)
+            )
+        self._token: Token[Context] | None = None
+
+    def __enter__(self) -> Span:
+        self._token = contexts.attach(trace.set_span_in_context(self.span))
+        return self.span
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        if self._token is not None:
+            contexts.detach(self._token)
+        self.span.end()

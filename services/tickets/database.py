@@ -5,7 +5,6 @@ anybody at or before it is included. `consistency` is an upper bound: nothing in
 a cache decide whether an entry is new enough for a reader, the second is what the reader is told.
 """
 
-import asyncio
 import contextlib
 import dataclasses
 import uuid
@@ -17,6 +16,7 @@ import structlog
 
 from libs.common import background
 from libs.common.consistency import Position, Requirement
+from libs.common.lending import Lending
 from libs.common.migrations import require_current
 from libs.common.postgres import (
     ACQUIRE_SECONDS,
@@ -85,7 +85,7 @@ _NOTHING_HOT = HotStatements()
 class Database:
     """The tickets database as the application role sees it. Open with `async with Database.open(settings)`."""
 
-    def __init__(self, servers: Servers, identity: asyncpg.Pool, shares: Shares) -> None:
+    def __init__(self, servers: Servers, identity: Lending, shares: Shares) -> None:
         self.servers = servers
         self.identity = identity
         self._shares = shares
@@ -101,46 +101,47 @@ class Database:
         fence = Fence()
         async with contextlib.AsyncExitStack() as stack:
 
-            async def pool(url: str, role: str, minimum: int, maximum: int, **more: Any) -> asyncpg.Pool:
-                opened = await create_pool(url, role=role, service="tickets", minimum=minimum, maximum=maximum, **more)
-                stack.push_async_callback(_close, opened)
-                return opened
+            async def connections(url: str, role: str, minimum: int, maximum: int, **more: Any) -> Lending:
+                pool = await create_pool(url, role=role, service="tickets", minimum=minimum, maximum=maximum, **more)
+                lending = Lending(pool)
+                stack.push_async_callback(lending.close)
+                return lending
 
-            async def connect_primary() -> list[asyncpg.Pool]:
+            async def connect_primary() -> tuple[Lending, Lending]:
                 url = settings.database_url
                 await _require_current(url)
                 statements = (*hot.writes, *hot.reads, SERVER_POSITION, READ_POSITION)
                 sizes = (settings.pool_minimum, settings.pool_maximum)
-                return [
-                    await pool(url, APP_ROLE, *sizes, prepare=statements, check=fence.check),
-                    await pool(url, IDENTITY_ROLE, 1, 10, prepare=hot.identity, check=fence.check),
-                ]
+                return (
+                    await connections(url, APP_ROLE, *sizes, prepare=statements, check=fence.check),
+                    await connections(url, IDENTITY_ROLE, 1, 10, prepare=hot.identity, check=fence.check),
+                )
 
-            pools = await background.patiently("tickets database", connect_primary)
-            primary = Primary(settings.database_url, pools, APP_ROLE, fence)
-            # A replica may be away at start: its pool connects when it is first asked.
+            own, identity = await background.patiently("tickets database", connect_primary)
+            primary = Primary(settings.database_url, own, identity, APP_ROLE, fence)
+            # A replica may be away at start: its pool connects when it has been found.
             replicas = []
             for number, url in enumerate(settings.replica_urls, start=1):
-                opened = await pool(
-                    url, APP_ROLE, 0, settings.pool_maximum, writes=False, prepare=(*hot.reads, READ_POSITION)
+                statements = (*hot.reads, READ_POSITION)
+                read = await connections(url, APP_ROLE, 0, settings.pool_maximum, writes=False, prepare=statements)
+                replicas.append(
+                    Replica(f"replica-{number}", url, read, APP_ROLE, primary, minimum=settings.pool_minimum)
                 )
-                replicas.append(Replica(f"replica-{number}", url, opened, APP_ROLE, primary))
             analytics = None
             if reports := settings.analytics_url:
-                opened = await pool(
-                    reports, APP_ROLE, 0, REPORT_CONNECTIONS, writes=False, statement_seconds=REPORT_SECONDS
-                )
-                analytics = Replica("analytics", reports, opened, APP_ROLE, primary, lag_seconds=REPORT_LAG_SECONDS)
+                limits: dict[str, Any] = {"writes": False, "statement_seconds": REPORT_SECONDS}
+                read = await connections(reports, APP_ROLE, 0, REPORT_CONNECTIONS, **limits)
+                analytics = Replica("analytics", reports, read, APP_ROLE, primary, lag_seconds=REPORT_LAG_SECONDS)
             servers = Servers(primary, replicas, analytics)
             await stack.enter_async_context(servers.watched())
-            yield cls(servers, pools[1], Shares(max(1, settings.pool_maximum // 2)))
+            yield cls(servers, identity, Shares(max(1, settings.pool_maximum // 2)))
 
     @contextlib.asynccontextmanager
     async def write(self, organization_id: uuid.UUID) -> AsyncIterator[Write]:
         """A transaction on the primary; `position` of what it yields is set when the block has ended."""
         primary = self.servers.primary
         share = self._shares.one_of(organization_id, seconds=ACQUIRE_SECONDS)
-        async with share, primary.connection() as connection:
+        async with share, primary.connections.lend() as connection:
             try:
                 async with transaction_on(connection, organization_id=organization_id):
                     write = Write(connection)
@@ -215,7 +216,7 @@ async def _read_on(
     seen = server.standing
     if seen is None or (need is not None and seen.position < need):
         raise ConnectionError(f"{server.name} does not answer")
-    async with server.connection(seconds or ACQUIRE_SECONDS) as connection:
+    async with server.connections.lend(seconds or ACQUIRE_SECONDS) as connection:
         with given_up_after(connection, seconds) if seconds else contextlib.nullcontext():
             async with transaction_on(connection, organization_id=organization_id, read_only=True):
                 value = await work(connection)
@@ -245,10 +246,3 @@ def _why_not(server: Replica) -> str:
     if server.standing is None:
         return "does not answer"
     return "is too far behind" if server.standing.standby else "has become a primary"
-
-
-async def _close(pool: asyncpg.Pool) -> None:
-    try:
-        await asyncio.wait_for(pool.close(), 5)
-    except TimeoutError:
-        pool.terminate()

@@ -48,7 +48,8 @@ async def sign_in(database: Database, request: SignIn) -> SignedIn:
     Raises:
         Problem: `invalid_credentials` (401), the same for an unknown organization, user and password.
     """
-    found = await store_people.credential(database.identity, slug=request.organization, email=request.email.lower())
+    async with database.identity.lend() as connection:
+        found = await store_people.credential(connection, slug=request.organization, email=request.email.lower())
     password_hash = found.password_hash if found else None
     async with _hashing:
         # To its end, for a thread cannot be cancelled: while it computes, its place is taken.
@@ -81,7 +82,8 @@ async def resolve_key(database: Database, sha256: bytes) -> ResolvedKey:
     Raises:
         Problem: `authentication_required` (401) for a key that is unknown or revoked.
     """
-    found = await store_people.key_owner(database.identity, sha256)
+    async with database.identity.lend() as connection:
+        found = await store_people.key_owner(connection, sha256)
     if found is None:
         raise Problem("authentication_required", "The API key is not known or has been revoked.")
     return found

@@ -18,7 +18,8 @@ from prometheus_client import Gauge
 
 from libs.common import background
 from libs.common.consistency import Position
-from libs.common.postgres import ACQUIRE_SECONDS, UNAVAILABLE_ERRORS, connect, given_up_after
+from libs.common.lending import Lending
+from libs.common.postgres import UNAVAILABLE_ERRORS, connect, given_up_after
 from services.tickets import store_servers
 from services.tickets.store_servers import Standing
 
@@ -59,29 +60,14 @@ class Fence:
 class Server:
     """One server. `standing` is what it said last; None while it does not answer."""
 
-    def __init__(self, name: str, url: str, pool: asyncpg.Pool, role: str) -> None:
+    def __init__(self, name: str, url: str, connections: Lending, role: str) -> None:
         self.name = name
-        self.pool = pool
+        self.connections = connections
         self.standing: Standing | None = None
         self.asked = asyncio.Event()  # for the first time, with or without success
         self._url = url
         self._role = role
         self._asked_for = asyncio.Event()
-        self._in_use: set[asyncpg.Connection] = set()
-
-    @contextlib.asynccontextmanager
-    async def connection(self, seconds: float = ACQUIRE_SECONDS) -> AsyncIterator[asyncpg.Connection]:
-        """A connection of the pool.
-
-        Raises:
-            TimeoutError: when none is free within that many seconds.
-        """
-        async with self.pool.acquire(timeout=seconds) as connection:
-            self._in_use.add(connection)
-            try:
-                yield connection
-            finally:
-                self._in_use.discard(connection)
 
     async def watch(self) -> None:
         """Ask the server where it stands, for ever."""
@@ -133,13 +119,13 @@ class Server:
 
 
 class Primary(Server):
-    """The server that takes writes, wherever a promotion has put it. `pools` are those that follow it there."""
+    """The server that takes writes, wherever a promotion has put it; `identity` follows it there as well."""
 
-    def __init__(self, url: str, pools: Sequence[asyncpg.Pool], role: str, fence: Fence) -> None:
-        super().__init__("primary", url, pools[0], role)
+    def __init__(self, url: str, connections: Lending, identity: Lending, role: str, fence: Fence) -> None:
+        super().__init__("primary", url, connections, role)
         self.flushed: Position | None = None
         self.answered_at = -math.inf
-        self._pools = pools
+        self._identity = identity
         self._fence = fence
         self._timeline: int | None = None
 
@@ -149,7 +135,7 @@ class Primary(Server):
         Raises:
             OSError, asyncpg.PostgresError: when it does not answer within a second.
         """
-        async with self.pool.acquire(timeout=ANSWER_SECONDS) as connection:
+        async with self.connections.lend(ANSWER_SECONDS) as connection:
             with given_up_after(connection, ANSWER_SECONDS):
                 standing = await self.position_on(connection)
         return standing
@@ -167,8 +153,8 @@ class Primary(Server):
 
     async def look_again(self) -> None:
         """Let the pools look for the server that takes writes."""
-        for pool in self._pools:
-            await pool.expire_connections()
+        await self.connections.renew()
+        await self._identity.renew()
 
     async def _connect(self) -> asyncpg.Connection:
         return await connect(self._url, role=self._role, service="tickets-watch", check=self._fence.check)
@@ -190,7 +176,7 @@ class Primary(Server):
     async def _promoted(self, timeline: int) -> None:
         log.warning("database_promoted", timeline=timeline)
         await self.look_again()
-        for connection in list(self._in_use):  # whatever they wait for there, it would not count
+        for connection in list(self.connections.lent):  # whatever they wait for there, it would not count
             connection.terminate()
 
     def _answered(self, standing: Standing) -> None:
@@ -200,12 +186,21 @@ class Primary(Server):
 
 
 class Replica(Server):
-    """A server that is read from. One that was promoted goes on as such."""
+    """A server that is read from, over at least `minimum` connections. One that was promoted goes on as such."""
 
     def __init__(
-        self, name: str, url: str, pool: asyncpg.Pool, role: str, primary: Primary, *, lag_seconds: float = LAG_SECONDS
+        self,
+        name: str,
+        url: str,
+        connections: Lending,
+        role: str,
+        primary: Primary,
+        *,
+        minimum: int = 0,
+        lag_seconds: float = LAG_SECONDS,
     ) -> None:
-        super().__init__(name, url, pool, role)
+        super().__init__(name, url, connections, role)
+        self._minimum = minimum
         self.waiting: set[tuple[Position, asyncio.Future[Replica]]] = set()
         self._primary = primary
         self._lag_seconds = lag_seconds
@@ -233,6 +228,8 @@ class Replica(Server):
         return self.usable and (need is None or (self.standing is not None and self.standing.position >= need))
 
     def _answered(self, standing: Standing) -> None:
+        if self.standing is None:
+            self.connections.open(self._minimum)
         super()._answered(standing)
         newest = self._primary.flushed
         if newest is not None:
@@ -277,15 +274,14 @@ class Servers:
 
         None when there is none, or none but those of `without`.
         """
-        start = next(self._turn)
-        inquired = [
-            replica
-            for n in range(len(self.replicas))
-            if (replica := self.replicas[(start + n) % len(self.replicas)]).usable and replica not in without
-        ]
-        for replica in inquired:
-            if replica.has(need):
+        if not self.replicas:
+            return None
+        start = next(self._turn) % len(self.replicas)
+        in_turn = [*self.replicas[start:], *self.replicas[:start]]
+        for replica in in_turn:
+            if replica not in without and replica.has(need):
                 return replica
+        inquired = [replica for replica in in_turn if replica not in without and replica.usable]
         if need is None or not inquired or time.monotonic() < self._no_wait_until:
             return None
         return await self._first_with(need, inquired)

@@ -63,15 +63,15 @@ class RevokedKey(msgspec.Struct, frozen=True):
     just_now: bool
 
 
-async def credential(pool: asyncpg.Pool, *, slug: str, email: str) -> Credential | None:
-    row = await pool.fetchrow(SELECT_CREDENTIAL, slug, email)
+async def credential(connection: asyncpg.Connection, *, slug: str, email: str) -> Credential | None:
+    row = await connection.fetchrow(SELECT_CREDENTIAL, slug, email)
     if row is None:
         return None
     return Credential(_organization(row), _user(row) if row["user_id"] else None, row["password_hash"])
 
 
-async def key_owner(pool: asyncpg.Pool, sha256: bytes) -> ResolvedKey | None:
-    row = await pool.fetchrow(SELECT_KEY_OWNER, sha256)
+async def key_owner(connection: asyncpg.Connection, sha256: bytes) -> ResolvedKey | None:
+    row = await connection.fetchrow(SELECT_KEY_OWNER, sha256)
     return ResolvedKey(row["key_id"], _user(row), _organization(row)) if row else None
 
 

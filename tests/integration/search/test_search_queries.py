@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from libs.common.events import TicketEvent
-from libs.common.postgres import transaction
 from services.search.consumers import INDEX_HANDLERS
 from services.search.documents import Documents
 from services.search.queries import Queries
 from tests.support.indexing import commented, created
+from tests.support.transactions import transaction
 
 ANY = "SELECT ticket_id FROM documents"
 FUNCTION = "SELECT ticket_id FROM search_documents($1, $2, $3, $4)"

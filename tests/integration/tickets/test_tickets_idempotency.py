@@ -18,12 +18,13 @@ from libs.common.consistency import Position
 from libs.common.identity import HEADER as PRINCIPAL_HEADER
 from libs.common.identity import Principal, Signer
 from libs.common.models import Role
-from libs.common.postgres import create_pool, transaction
+from libs.common.postgres import create_pool
 from services.tickets import store_idempotency
 from services.tickets.database import APP_ROLE
 from services.tickets.store_idempotency import CLAIM_KEY
 from tests.support.processes import running_service
 from tests.support.tickets import Answer, TicketsClient, TicketsDatabase, eventually, locked, waiting_for_locks
+from tests.support.transactions import transaction
 
 LOCK_NUMBERS = "SELECT FROM organizations WHERE id = $1 FOR UPDATE"
 MAKE_OLDER = "UPDATE idempotency_records SET created_at = created_at - $2::interval WHERE organization_id = $1"

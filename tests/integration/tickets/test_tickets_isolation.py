@@ -10,9 +10,10 @@ import pytest
 import pytest_asyncio
 
 from libs.common.identity import Principal
-from libs.common.postgres import create_pool, transaction
+from libs.common.postgres import create_pool
 from services.tickets.database import APP_ROLE, IDENTITY_ROLE, RELAY_ROLE
 from tests.support.tickets import TicketsDatabase
+from tests.support.transactions import transaction
 
 TIMED_TABLES = ("ticket_history", "audit_log", "idempotency_records")
 TENANT_TABLES = ("users", "credentials", "api_keys", "tickets", "comments", "outbox", *TIMED_TABLES)

@@ -18,7 +18,7 @@ from libs.common.consistency import Requirement
 from libs.common.identity import Principal
 from libs.common.metrics import DB_QUERY_DURATION
 from libs.common.models import NewTicket, TicketChanges
-from libs.common.postgres import create_pool, transaction, translate_error
+from libs.common.postgres import create_pool, translate_error
 from services.tickets.app import HOT
 from services.tickets.database import APP_ROLE, IDENTITY_ROLE, Database, HotStatements
 from services.tickets.lists import Wanted, list_tickets
@@ -27,6 +27,7 @@ from services.tickets.store_servers import READ_POSITION, SERVER_POSITION
 from services.tickets.tickets import create_ticket, get_ticket, update_ticket
 from tests.support.processes import TestedService
 from tests.support.tickets import TicketsClient, TicketsDatabase, eventually, locked, waiting_for_locks
+from tests.support.transactions import transaction
 
 PREPARED = "SELECT statement FROM pg_prepared_statements"
 UNREPLICATED = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
@@ -58,7 +59,7 @@ async def test_a_session_has_the_promised_limits(desk: TicketsDatabase) -> None:
 
 async def test_the_minimum_is_open_from_the_start(desk: TicketsDatabase) -> None:
     async with Database.open(desk.settings(TICKETS_POOL_MINIMUM="7", TICKETS_POOL_MAXIMUM="9")) as database:
-        pool = database.servers.primary.pool
+        pool = database.servers.primary.connections.pool
         assert (pool.get_size(), pool.get_min_size(), pool.get_max_size()) == (7, 7, 9)
     defaults = {field.name: field.default for field in dataclasses.fields(DatabaseSettings)}
     assert (defaults["pool_minimum"], defaults["pool_maximum"]) == (10, 50)
@@ -71,7 +72,7 @@ async def test_a_new_connection_has_prepared_the_hot_statements_and_that_is_no_q
         before = observed()
         primary, replicas = database.servers.primary, database.servers.replicas
         async with contextlib.AsyncExitStack() as held:
-            pools = [primary.pool, database.identity, *(replica.pool for replica in replicas)]
+            pools = [each.pool for each in (primary.connections, database.identity, *(r.connections for r in replicas))]
             # One more than there are, so that the last one is new.
             connections = [
                 [await held.enter_async_context(pool.acquire()) for _ in range(pool.get_size() + 1)] for pool in pools
@@ -91,7 +92,7 @@ async def every_replica(database: Database, principal: Principal) -> None:
         await database.read(
             principal.organization_id, Requirement(), lambda connection: connection.fetchval("SELECT 1")
         )
-        return all(replica.pool.get_size() for replica in database.servers.replicas)
+        return all(replica.connections.pool.get_size() for replica in database.servers.replicas)
 
     await eventually(asked)
 
@@ -101,14 +102,14 @@ async def test_the_hot_statements_are_those_of_a_create_a_change_a_read_and_a_li
     (principal,) = await desk.organization()
     settings = desk.settings(TICKETS_REPLICA_URLS="", TICKETS_POOL_MINIMUM="1", TICKETS_POOL_MAXIMUM="1")
     async with Database.open(settings, HOT) as database:
-        async with database.servers.primary.pool.acquire() as connection:
+        async with database.servers.primary.connections.lend() as connection:
             before = await prepared(connection)
         reply, _position = await create_ticket(database, principal, NewTicket(title="Hot"))
         ticket_id = uuid.UUID(reply.headers["Location"].rpartition("/")[2])
         await update_ticket(database, principal, ticket_id, TicketChanges(title="Hotter"), expected_version=1)
         await get_ticket(database, principal.organization_id, ticket_id, Requirement())
         await list_tickets(database, principal.organization_id, Requirement(), Wanted(), cursor=None, limit=10)
-        async with database.servers.primary.pool.acquire() as connection:
+        async with database.servers.primary.connections.lend() as connection:
             assert await prepared(connection) == before
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from libs.common.postgres import statement_labels
+from libs.common.query_metrics import statement_labels
 from services.search import store as store_search
 from services.tickets import (
     store_audit,

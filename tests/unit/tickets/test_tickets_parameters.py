@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.common.models import Priority, Status
-from libs.common.postgres import statement_labels
 from libs.common.problems import Problem
+from libs.common.query_metrics import statement_labels
 from services.tickets import reports, routes_reports
 from services.tickets.cursors import moment_bytes, moment_of, read_cursor, write_cursor
 from services.tickets.lists import _description, read_place, write_place
