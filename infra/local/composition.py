@@ -10,7 +10,8 @@ from infra.local.environment import Addresses, require_consistent, service_envir
 from infra.local.kafka.broker import KafkaBroker
 from infra.local.part import Part
 from infra.local.ports import HOST
-from infra.local.postgres import PostgresPrimary, PostgresReplica, PostgresServer
+from infra.local.postgres import PostgresPrimary, PostgresServer
+from infra.local.postgres_replica import PostgresReplica
 from infra.local.redis import CACHE_SETTINGS, DURABLE_SETTINGS, RedisServer
 from infra.local.services import WITH_DATABASE, Service
 

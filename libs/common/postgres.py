@@ -127,6 +127,7 @@ async def create_pool(
 
     async def initialise(connection: asyncpg.Connection) -> None:
         await _warm_up(connection, prepare)
+        connection.measure()
 
     return await asyncpg.create_pool(
         url,
@@ -150,7 +151,9 @@ async def connect(
         OSError, asyncpg.PostgresError: when it cannot be made within 5 s.
     """
     options = _options(role=role, service=service, writes=writes, statement_seconds=STATEMENT_SECONDS)
-    return await _Hosts(url, check).connect(url, **options)
+    connection = await _Hosts(url, check).connect(url, **options)
+    connection.measure()
+    return connection
 
 
 def _options(*, role: str, service: str, writes: bool, statement_seconds: float) -> dict[str, Any]:

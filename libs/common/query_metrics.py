@@ -33,7 +33,7 @@ def statement_labels(sql: str) -> tuple[str, str]:
     return verb, "none"
 
 
-def _observe(sql: str, started: float) -> None:
+def _child(sql: str) -> Histogram:
     # What begins a transaction names its tenant: there is no end of those texts.
     key = "BEGIN" if sql.startswith("BEGIN") else sql
     child = _children.get(key)
@@ -41,7 +41,7 @@ def _observe(sql: str, started: float) -> None:
         child = DB_QUERY_DURATION.labels(*statement_labels(key))
         if len(_children) < _KNOWN_STATEMENTS:  # statements are constants; a bound all the same
             _children[key] = child
-    child.observe((time.perf_counter() - started) * 1000)
+    return child
 
 
 class MeasuredConnection(asyncpg.Connection):  # type: ignore[misc] # (the driver has no types)
@@ -51,30 +51,40 @@ class MeasuredConnection(asyncpg.Connection):  # type: ignore[misc] # (the drive
     is a system call.
     """
 
+    _measured = False
+
+    def measure(self) -> None:
+        """Begin; what made the connection ready is no query."""
+        self._measured = True
+
+    def _observe(self, query: str, started: float) -> None:
+        if self._measured:
+            _child(query).observe((time.perf_counter() - started) * 1000)
+
     async def execute(self, query: str, *args: Any, timeout: float | None = None) -> Any:
         started = time.perf_counter()
         try:
             return await super().execute(query, *args, timeout=timeout)
         finally:
-            _observe(query, started)
+            self._observe(query, started)
 
     async def fetch(self, query: str, *args: Any, **options: Any) -> Any:
         started = time.perf_counter()
         try:
             return await super().fetch(query, *args, **options)
         finally:
-            _observe(query, started)
+            self._observe(query, started)
 
     async def fetchrow(self, query: str, *args: Any, **options: Any) -> Any:
         started = time.perf_counter()
         try:
             return await super().fetchrow(query, *args, **options)
         finally:
-            _observe(query, started)
+            self._observe(query, started)
 
     async def fetchval(self, query: str, *args: Any, **options: Any) -> Any:
         started = time.perf_counter()
         try:
             return await super().fetchval(query, *args, **options)
         finally:
-            _observe(query, started)
+            self._observe(query, started)

@@ -12,9 +12,8 @@ from libs.common.models import Role
 from libs.common.people import User
 from libs.common.problems import Problem
 from services.tickets import store_audit
-from services.tickets.cursors import moment_bytes, moment_of, read_cursor, write_cursor
+from services.tickets.cursors import END, Place, read_place, write_place
 from services.tickets.database import Database, Found
-from services.tickets.store_audit import END, Place
 
 OPERATOR = AuditActor(None, "operator", "")
 UNKNOWN = AuditActor(None, "unknown", "")
@@ -61,15 +60,11 @@ async def list_audit(
     if principal.role is not Role.ADMIN:
         raise Problem("permission_denied", "Only admins may read the audit log.")
     of = f"audit {action}"
-    before = END
-    if cursor is not None:
-        raw = read_cursor(of, cursor, 24)
-        before = Place(moment_of(raw[:8]), uuid.UUID(bytes=raw[8:]))
+    before = read_place(of, cursor) if cursor is not None else END
 
     async def work(connection: asyncpg.Connection) -> AuditPage:
         found = await store_audit.page_of_audit(connection, principal.organization_id, action, before, limit + 1)
         page = found[:limit]
-        more = len(found) > limit
-        return AuditPage(page, write_cursor(of, moment_bytes(page[-1].at) + page[-1].id.bytes) if more else None)
+        return AuditPage(page, write_place(of, Place(page[-1].at, page[-1].id)) if len(found) > limit else None)
 
     return await database.read(principal.organization_id, requirement, work)

@@ -7,6 +7,8 @@ import base64
 import binascii
 import datetime as dt
 import hashlib
+import uuid
+from typing import NamedTuple
 
 from libs.common.problems import Problem
 
@@ -14,6 +16,18 @@ PAGE_LIMIT = 100  # rows
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
 _CHECK_BYTES = 8
+_PLACE_BYTES = 24
+
+
+class Place(NamedTuple):
+    """Where a page of a list that is ordered by time ended: at the row with this time and this id."""
+
+    at: dt.datetime
+    id: uuid.UUID
+
+
+START = Place(dt.datetime(1, 1, 1, tzinfo=dt.UTC), uuid.UUID(int=0))
+END = Place(dt.datetime(9999, 1, 1, tzinfo=dt.UTC), uuid.UUID(int=2**128 - 1))
 
 
 def write_cursor(of: str, place: bytes) -> str:
@@ -36,6 +50,21 @@ def read_cursor(of: str, text: str, size: int) -> bytes:
     if raw[:_CHECK_BYTES] != _check(of):
         raise Problem("invalid_parameter", "The cursor belongs to a list with another sort or other filters.")
     return raw[_CHECK_BYTES:]
+
+
+def write_place(of: str, place: Place) -> str:
+    """The cursor for `place` in the list that `of` describes."""
+    return write_cursor(of, moment_bytes(place.at) + place.id.bytes)
+
+
+def read_place(of: str, text: str) -> Place:
+    """The place that a cursor holds.
+
+    Raises:
+        Problem: as `read_cursor`.
+    """
+    raw = read_cursor(of, text, _PLACE_BYTES)
+    return Place(moment_of(raw[:8]), uuid.UUID(bytes=raw[8:]))
 
 
 def moment_bytes(moment: dt.datetime) -> bytes:

@@ -42,6 +42,7 @@ MAINTENANCE_ROLE = "tickets_maintenance"
 # A replica that does not answer costs a read this long, then it is done again elsewhere.
 REPLICA_SECONDS = 2.0
 REPORT_SECONDS = 30.0
+REPORT_WAIT_SECONDS = 2.0
 REPORT_LAG_SECONDS = 300.0
 REPORT_CONNECTIONS = 10
 
@@ -182,22 +183,24 @@ class Database:
                 raise Problem("invalid_parameter", "The consistency token is from the future.")
         return await _read_on(primary, organization_id, work, need)
 
-    async def report(self, organization_id: uuid.UUID, work: Work[T]) -> Found[T]:
+    async def report(self, organization_id: uuid.UUID, work: Work[T], need: Position | None = None) -> Found[T]:
         """Do `work`, which reads much, in a read-only transaction of one snapshot on the analytics replica only.
 
-        Each of its statements may take 30 s.
+        The replica is waited for, 2 s, until it has everything up to `need`. Each statement may take 30 s.
 
         Raises:
-            Problem: `service_unavailable` when there is no such replica, it does not answer, or it is more than five
-                minutes behind; `deadline_exceeded` when a statement took too long.
+            Problem: `service_unavailable` when there is no such replica, it does not answer, does not get to `need`, or
+                is more than five minutes behind; `deadline_exceeded` when a statement took too long.
         """
         server = self.servers.analytics
         if server is None:
             raise Problem("service_unavailable", "Reports need an analytics replica: TICKETS_ANALYTICS_URL is not set.")
-        if not server.usable or server.standing is None or not server.standing.standby:
-            raise _no_reports(_why_not(server))
+        _require_reports(server)
+        if need and not (server.has(need) or await self.servers.first_with(need, [server], REPORT_WAIT_SECONDS)):
+            _require_reports(server)
+            raise Problem("service_unavailable", "The analytics replica has not yet replayed what the token asks for.")
         try:
-            return await _read_on(server, organization_id, work, None)
+            return await _read_on(server, organization_id, work, need)
         except asyncpg.QueryCanceledError as error:
             raise Problem("deadline_exceeded", f"The report took longer than {REPORT_SECONDS:.0f} s.") from error
         except _ELSEWHERE as error:
@@ -236,6 +239,11 @@ async def _require_current(url: str) -> None:
         await require_current(connection, MIGRATIONS)
     finally:
         connection.terminate()
+
+
+def _require_reports(server: Replica) -> None:
+    if not server.usable or server.standing is None or not server.standing.standby:
+        raise _no_reports(_why_not(server))
 
 
 def _no_reports(why: str) -> Problem:

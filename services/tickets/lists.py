@@ -7,9 +7,9 @@ import asyncpg
 from libs.common.consistency import Requirement
 from libs.common.models import TicketPage, TicketSummary
 from services.tickets import store_lists
-from services.tickets.cursors import moment_bytes, moment_of, read_cursor, write_cursor
+from services.tickets.cursors import Place, read_place, write_place
 from services.tickets.database import Database, Found
-from services.tickets.store_lists import Place, Sort, Wanted
+from services.tickets.store_lists import Sort, Wanted
 
 __all__ = ["Sort", "Wanted", "list_tickets"]
 
@@ -39,15 +39,6 @@ async def list_tickets(
         return TicketPage(page, write_place(of, _place(page[-1], wanted.sort)) if len(found) > limit else None)
 
     return await database.read(organization_id, requirement, work)
-
-
-def write_place(of: str, place: Place) -> str:
-    return write_cursor(of, moment_bytes(place.at) + place.id.bytes)
-
-
-def read_place(of: str, cursor: str) -> Place:
-    raw = read_cursor(of, cursor, 24)
-    return Place(moment_of(raw[:8]), uuid.UUID(bytes=raw[8:]))
 
 
 def _place(ticket: TicketSummary, sort: Sort) -> Place:

@@ -1,4 +1,4 @@
-"""What the routes that read take from a request, and what they send with their answers."""
+"""What the routes take from a request, and what they send with the answers to reads."""
 
 import datetime as dt
 import enum
@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from libs.common.consistency import AS_OF_HEADER, HEADER, PRIMARY_HEADER, Position, Requirement
+from libs.common.identity import HEADER as PRINCIPAL_HEADER
+from libs.common.identity import Principal, Verifier
 from libs.common.problems import Problem
 from services.tickets.cursors import PAGE_LIMIT
 from services.tickets.database import Found
@@ -16,6 +18,15 @@ from services.tickets.database import Found
 _DEFAULT_LIMIT = 25
 
 Name = TypeVar("Name", bound=enum.StrEnum)
+
+
+def principal_of(request: web.Request, verifier: Verifier) -> Principal:
+    """Who asks, as the gateway has signed.
+
+    Raises:
+        Problem: `authentication_required` (401) for a missing, forged, expired or misdirected token.
+    """
+    return verifier.principal(request.headers.get(PRINCIPAL_HEADER))
 
 
 def ticket_id_of(request: web.Request) -> uuid.UUID:

@@ -1,11 +1,8 @@
 """Reports: counts, times and ages of an organization's tickets, each from one snapshot of the analytics replica."""
 
-import asyncio
 import datetime as dt
-import time
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import asyncpg
 
@@ -20,12 +17,8 @@ from services.tickets.tickets import SOLVED
 
 MOST_DAYS = 366
 DEFAULT_DAYS = 30
-WAIT_SECONDS = 2.0
-_POLL_SECONDS = 0.05
 PERCENTILES = [0.5, 0.9, 0.95, 0.99]
 BUCKET_DAYS = [1, 3, 7, 30]
-
-T = TypeVar("T")
 
 
 class Range(NamedTuple):
@@ -79,7 +72,7 @@ async def tickets_report(
         total = sum(one.count for one in counts)
         return TicketsReport(by=by, first=asked.first, last=asked.last, total=total, counts=counts)
 
-    return await _report(database, organization_id, requirement, work)
+    return await database.report(organization_id, work, requirement.position)
 
 
 async def times_report(
@@ -100,7 +93,7 @@ async def times_report(
             resolution=_times(row["solved"], row["resolution"]),
         )
 
-    return await _report(database, organization_id, requirement, work)
+    return await database.report(organization_id, work, requirement.position)
 
 
 async def backlog_report(
@@ -124,27 +117,7 @@ async def backlog_report(
         ages = _times(row["count"], row["percentiles"])
         return BacklogReport(as_at=row["at"], oldest=row["oldest"], ages=ages, buckets=buckets)
 
-    return await _report(database, organization_id, requirement, work)
-
-
-async def _report(
-    database: Database,
-    organization_id: uuid.UUID,
-    requirement: Requirement,
-    work: Callable[[asyncpg.Connection], Awaitable[T]],
-) -> Found[T]:
-    """Do `work` once the analytics replica includes what is required, for which it is waited 2 s."""
-
-    async def nothing(_connection: asyncpg.Connection) -> None: ...
-
-    deadline = time.monotonic() + WAIT_SECONDS
-    while requirement.position is not None:
-        if (await database.report(organization_id, nothing)).as_of >= requirement.position:
-            break
-        if time.monotonic() > deadline:
-            raise Problem("service_unavailable", "The analytics replica has not yet replayed what the token asks for.")
-        await asyncio.sleep(_POLL_SECONDS)
-    return await database.report(organization_id, work)
+    return await database.report(organization_id, work, requirement.position)
 
 
 async def _counts(

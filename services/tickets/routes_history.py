@@ -5,8 +5,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from libs.common.history import Action, HistorySort
-from libs.common.identity import HEADER as PRINCIPAL_HEADER
-from libs.common.identity import Principal, Verifier
+from libs.common.identity import Verifier
 from libs.common.service import json_response
 from services.tickets import audit, history
 from services.tickets.database import Database
@@ -15,6 +14,7 @@ from services.tickets.parameters import (
     name_of,
     optional_name_of,
     page_headers,
+    principal_of,
     requirement_of,
     ticket_id_of,
 )
@@ -30,7 +30,7 @@ class HistoryRoutes:
         router.add_get("/api/audit", self.list_audit, allow_head=False)
 
     async def list_history(self, request: web.Request) -> web.Response:
-        principal = self._principal(request)
+        principal = principal_of(request, self._verifier)
         found = await history.list_history(
             self._database(),
             principal.organization_id,
@@ -43,7 +43,7 @@ class HistoryRoutes:
         return json_response(found.value, headers=page_headers(request, found, found.value.next_cursor))
 
     async def list_audit(self, request: web.Request) -> web.Response:
-        principal = self._principal(request)
+        principal = principal_of(request, self._verifier)
         found = await audit.list_audit(
             self._database(),
             principal,
@@ -53,6 +53,3 @@ class HistoryRoutes:
             limit=limit_of(request),
         )
         return json_response(found.value, headers=page_headers(request, found, found.value.next_cursor))
-
-    def _principal(self, request: web.Request) -> Principal:
-        return self._verifier.principal(request.headers.get(PRINCIPAL_HEADER))

@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from libs.common.identity import HEADER as PRINCIPAL_HEADER
-from libs.common.identity import Principal, Verifier
+from libs.common.identity import Verifier
 from libs.common.models import Priority, Status
 from libs.common.service import json_response
 from services.tickets import comments, lists
@@ -17,6 +16,7 @@ from services.tickets.parameters import (
     name_of,
     names_of,
     page_headers,
+    principal_of,
     requirement_of,
     ticket_id_of,
 )
@@ -34,7 +34,7 @@ class ListRoutes:
         router.add_get("/api/tickets/{ticket_id}/comments", self.list_comments, allow_head=False)
 
     async def list(self, request: web.Request) -> web.Response:
-        principal = self._principal(request)
+        principal = principal_of(request, self._verifier)
         found = await lists.list_tickets(
             self._database(),
             principal.organization_id,
@@ -46,7 +46,7 @@ class ListRoutes:
         return json_response(found.value, headers=page_headers(request, found, found.value.next_cursor))
 
     async def list_comments(self, request: web.Request) -> web.Response:
-        principal = self._principal(request)
+        principal = principal_of(request, self._verifier)
         found = await comments.list_comments(
             self._database(),
             principal.organization_id,
@@ -57,9 +57,6 @@ class ListRoutes:
             limit=limit_of(request),
         )
         return json_response(found.value, headers=page_headers(request, found, found.value.next_cursor))
-
-    def _principal(self, request: web.Request) -> Principal:
-        return self._verifier.principal(request.headers.get(PRINCIPAL_HEADER))
 
 
 def wanted_of(request: web.Request) -> Wanted:

@@ -5,13 +5,12 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from libs.common.identity import HEADER as PRINCIPAL_HEADER
-from libs.common.identity import Principal, Verifier
+from libs.common.identity import Verifier
 from libs.common.reports import By
 from libs.common.service import json_response
 from services.tickets import reports
 from services.tickets.database import Database
-from services.tickets.parameters import day_of, name_of, read_headers, requirement_of
+from services.tickets.parameters import day_of, name_of, principal_of, read_headers, requirement_of
 
 
 class ReportRoutes:
@@ -25,7 +24,7 @@ class ReportRoutes:
         router.add_get("/api/reports/backlog", self.backlog, allow_head=False)
 
     async def tickets(self, request: web.Request) -> web.Response:
-        organization_id = self._principal(request).organization_id
+        organization_id = principal_of(request, self._verifier).organization_id
         by = name_of(request, "by", By, By.STATUS)
         found = await reports.tickets_report(
             self._database(), organization_id, requirement_of(request), by, range_of(request)
@@ -33,19 +32,16 @@ class ReportRoutes:
         return json_response(found.value, headers=read_headers(found))
 
     async def times(self, request: web.Request) -> web.Response:
-        organization_id = self._principal(request).organization_id
+        organization_id = principal_of(request, self._verifier).organization_id
         found = await reports.times_report(
             self._database(), organization_id, requirement_of(request), range_of(request)
         )
         return json_response(found.value, headers=read_headers(found))
 
     async def backlog(self, request: web.Request) -> web.Response:
-        organization_id = self._principal(request).organization_id
+        organization_id = principal_of(request, self._verifier).organization_id
         found = await reports.backlog_report(self._database(), organization_id, requirement_of(request))
         return json_response(found.value, headers=read_headers(found))
-
-    def _principal(self, request: web.Request) -> Principal:
-        return self._verifier.principal(request.headers.get(PRINCIPAL_HEADER))
 
 
 def range_of(request: web.Request) -> reports.Range:

@@ -9,13 +9,13 @@ from aiohttp import web
 
 from libs.common.consistency import HEADER, Position, Requirement
 from libs.common.identity import HEADER as PRINCIPAL_HEADER
-from libs.common.identity import Principal, Verifier
+from libs.common.identity import Verifier
 from libs.common.models import BulkCreate, BulkUpdate, NewComment, NewTicket, TicketChanges
 from libs.common.problems import Problem, decode_body
 from libs.common.service import json_response, read_json_body
 from services.tickets import bulk, comments, tickets
 from services.tickets.database import Database
-from services.tickets.parameters import read_headers, requirement_of, ticket_id_of
+from services.tickets.parameters import principal_of, read_headers, requirement_of, ticket_id_of
 from services.tickets.replies import attempt_of, reply_response
 from services.tickets.tickets import etag
 
@@ -45,7 +45,7 @@ class TicketRoutes:
         router.add_get("/internal/tickets/{ticket_id}", self.document, allow_head=False)
 
     async def create(self, request: web.Request) -> web.Response:
-        principal = self._principal(request)
+        principal = principal_of(request, self._verifier)
         body = await read_json_body(request)
         new = decode_body(_new_ticket, body)
         reply, position = await tickets.create_ticket(self._database(), principal, new, attempt_of(request, body))
@@ -53,7 +53,7 @@ class TicketRoutes:
         return reply_response(reply, position)
 
     async def create_many(self, request: web.Request) -> web.Response:
-        principal = self._principal(request)
+        principal = principal_of(request, self._verifier)
         body = await read_json_body(request)
         batch = decode_body(_bulk, body)
         reply, position = await bulk.create_tickets(self._database(), principal, batch, attempt_of(request, body))
@@ -61,7 +61,7 @@ class TicketRoutes:
         return reply_response(reply, position)
 
     async def update(self, request: web.Request) -> web.Response:
-        principal = self._principal(request)
+        principal = principal_of(request, self._verifier)
         ticket_id = ticket_id_of(request)
         changes = decode_body(_changes, await read_json_body(request))
         ticket, position = await tickets.update_ticket(
@@ -71,21 +71,21 @@ class TicketRoutes:
         return json_response(ticket, headers=_written(position) | {"ETag": etag(ticket.version)})
 
     async def update_many(self, request: web.Request) -> web.Response:
-        principal = self._principal(request)
+        principal = principal_of(request, self._verifier)
         batch = decode_body(_bulk_update, await read_json_body(request))
         report, position = await bulk.update_tickets(self._database(), principal, batch)
         self._wrote()
         return json_response(report, headers=_written(position))
 
     async def get(self, request: web.Request) -> web.Response:
-        principal = self._principal(request)
+        principal = principal_of(request, self._verifier)
         found = await tickets.get_ticket(
             self._database(), principal.organization_id, ticket_id_of(request), requirement_of(request)
         )
         return json_response(found.value, headers=read_headers(found) | {"ETag": etag(found.value.version)})
 
     async def add_comment(self, request: web.Request) -> web.Response:
-        principal = self._principal(request)
+        principal = principal_of(request, self._verifier)
         ticket_id = ticket_id_of(request)
         body = await read_json_body(request)
         new = decode_body(_new_comment, body)
@@ -105,9 +105,6 @@ class TicketRoutes:
             self._database(), organization_id, ticket_id_of(request), Requirement(primary=True)
         )
         return json_response(found.value, headers=read_headers(found))
-
-    def _principal(self, request: web.Request) -> Principal:
-        return self._verifier.principal(request.headers.get(PRINCIPAL_HEADER))
 
 
 def _expected_version(request: web.Request) -> int:

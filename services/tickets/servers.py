@@ -284,18 +284,21 @@ class Servers:
         inquired = [replica for replica in in_turn if replica not in without and replica.usable]
         if need is None or not inquired or time.monotonic() < self._no_wait_until:
             return None
-        return await self._first_with(need, inquired)
+        reached = await self.first_with(need, inquired, WAIT_SECONDS)
+        if reached is None:
+            self._no_wait_until = time.monotonic() + NO_WAIT_SECONDS
+        return reached
 
-    async def _first_with(self, need: Position, replicas: Sequence[Replica]) -> Replica | None:
+    async def first_with(self, need: Position, replicas: Sequence[Replica], seconds: float) -> Replica | None:
+        """The first of `replicas` that gets to `need`; None when none does within so many seconds."""
         reached: asyncio.Future[Replica] = asyncio.get_running_loop().create_future()
         for replica in replicas:
             replica.waiting.add((need, reached))
             replica.ask_soon()
         try:
-            async with asyncio.timeout(WAIT_SECONDS):
+            async with asyncio.timeout(seconds):
                 return await reached
         except TimeoutError:
-            self._no_wait_until = time.monotonic() + NO_WAIT_SECONDS
             return None
         finally:
             for replica in replicas:

@@ -1,15 +1,13 @@
 """SQL of the audit log."""
 
-import datetime as dt
 import uuid
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import asyncpg
 import msgspec
 
 from libs.common.history import Action, AuditActor, AuditEntry
-from services.tickets.cursors import PAGE_LIMIT
+from services.tickets.cursors import PAGE_LIMIT, Place
 
 INSERT_AUDIT = """
 INSERT INTO audit_log (organization_id, actor_id, actor_kind, actor_name, action, target_id, details)
@@ -28,16 +26,6 @@ SELECT * FROM (
 LIST_AUDIT_OF_ACTION = LIST_AUDIT.replace("organization_id = $1", "organization_id = $1 AND action = $5")
 
 _details = msgspec.json.Decoder(dict[str, str])
-
-
-class Place(NamedTuple):
-    """Where a page ended."""
-
-    at: dt.datetime
-    id: uuid.UUID
-
-
-END = Place(dt.datetime(9999, 1, 1, tzinfo=dt.UTC), uuid.UUID(int=2**128 - 1))
 
 
 async def insert_audit(

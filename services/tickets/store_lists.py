@@ -5,7 +5,6 @@ wanted pair of status and priority. The ranges are merged, and only the rows of 
 What a page costs depends on its length, not on how many tickets there are.
 """
 
-import datetime as dt
 import enum
 import itertools
 import uuid
@@ -16,7 +15,7 @@ import asyncpg
 import msgspec
 
 from libs.common.models import Priority, Status, TicketSummary
-from services.tickets.cursors import PAGE_LIMIT
+from services.tickets.cursors import END, PAGE_LIMIT, START, Place
 from services.tickets.store_tickets import PRIORITY_IDS, STATUS_IDS, named
 
 
@@ -50,13 +49,6 @@ class Filter(enum.StrEnum):
     UNASSIGNED_USER = "unassigned and user"
 
 
-class Place(msgspec.Struct, frozen=True):
-    """Where a page ended: the time of its last ticket, by the list's order, and its id."""
-
-    at: dt.datetime
-    id: uuid.UUID
-
-
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """Which tickets a list shows and in which order. No status (or priority) means each of them."""
 
@@ -67,9 +59,6 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     user_id: uuid.UUID | None = None
     sort: Sort = Sort.NEWEST
 
-
-_START = Place(dt.datetime(1, 1, 1, tzinfo=dt.UTC), uuid.UUID(int=0))
-_END = Place(dt.datetime(9999, 1, 1, tzinfo=dt.UTC), uuid.UUID(int=2**128 - 1))
 
 _STATUSES = "unnest($5::smallint[]) AS wanted_status (status_id)"
 _PAIRS = f"{_STATUSES} CROSS JOIN unnest($6::smallint[]) AS wanted_priority (priority_id)"
@@ -144,8 +133,7 @@ LISTS: Mapping[tuple[Filter, Sort], str] = _combinations()
 
 def list_statement(wanted: Wanted, after: Place | None, limit: int) -> tuple[tuple[Filter, Sort], list[Any]]:
     """Which statement of `LISTS` gives the page, and its arguments but for the first, the organization."""
-    start = after or (_END if wanted.sort.descending else _START)
-    arguments: list[Any] = [start.at, start.id, limit]
+    arguments: list[Any] = [*(after or (END if wanted.sort.descending else START)), limit]
     kind = _filter(wanted)
     if kind is not Filter.NONE:
         arguments.append(sorted(STATUS_IDS[status] for status in wanted.statuses or Status))

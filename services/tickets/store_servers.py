@@ -24,7 +24,11 @@ PRIMARY_TIMELINE = f"SELECT {_INSERT_TIMELINE}"
 # The upper bound of what the transaction's statements so far could see.
 READ_POSITION = "SELECT read_position() AS lsn"
 
-RECORD_TIMELINE = "INSERT INTO database_timelines (timeline) VALUES ($1) ON CONFLICT DO NOTHING"
+# What a dump has brought from another cluster goes at the same moment: a standby that showed a later timeline than its
+# primary's would look as if it had been promoted, and one that shows a timeline before its time is not yet on it.
+RECORD_TIMELINE = """
+WITH own AS (INSERT INTO database_timelines (timeline) VALUES ($1) ON CONFLICT DO NOTHING)
+DELETE FROM database_timelines WHERE timeline > $1"""
 # Its row does not wait for a synchronous standby, for it may be what the standby is waited for with.
 COMMIT_LOCALLY = "SET synchronous_commit = local"
 
@@ -53,6 +57,6 @@ async def read_position(connection: asyncpg.Connection, timeline: int) -> Positi
 
 
 async def record_timeline(connection: asyncpg.Connection, timeline: int) -> None:
-    """Let standbys know the timeline that they follow. The connection is not for writing anything else."""
+    """Let standbys know the timeline that they follow, the latest one. The connection is for writing nothing else."""
     await connection.execute(COMMIT_LOCALLY)
     await connection.execute(RECORD_TIMELINE, timeline)

@@ -13,7 +13,8 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from infra.local.postgres import PostgresReplica, PostgresServer
+from infra.local.postgres import PostgresServer
+from infra.local.postgres_replica import PostgresReplica
 from infra.local.stack import Stack
 from libs.common.identity import Signer
 from libs.common.postgres import create_pool

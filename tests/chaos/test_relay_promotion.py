@@ -9,7 +9,8 @@ import asyncpg
 import msgspec
 import pytest_asyncio
 
-from infra.local.postgres import PostgresReplica, PostgresServer
+from infra.local.postgres import PostgresServer
+from infra.local.postgres_replica import PostgresReplica
 from infra.local.stack import Stack
 from libs.common.events import TOPIC, TicketEvent, decode
 from libs.common.models import NewTicket, Ticket, TicketChanges

@@ -32,8 +32,9 @@ from services.tickets import (
     store_reports,
     store_tickets,
 )
+from services.tickets.cursors import Place
 from services.tickets.database import APP_ROLE, IDENTITY_ROLE, RELAY_ROLE
-from services.tickets.store_lists import LISTS, Filter, Place, Sort, Wanted, list_statement
+from services.tickets.store_lists import LISTS, Filter, Sort, Wanted, list_statement
 from tests.support.many_tickets import LONGEST, ManyTickets
 
 _SQL = re.compile(r"\s*(select|insert|update|delete|with)\b", re.IGNORECASE)

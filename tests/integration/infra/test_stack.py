@@ -20,7 +20,7 @@ from infra.local import stack as stack_module
 from infra.local.account import data_folder, is_root
 from infra.local.errors import LauncherError
 from infra.local.part import State
-from infra.local.postgres import PostgresReplica
+from infra.local.postgres_replica import PostgresReplica
 from infra.local.stack import Stack
 
 # Not started where a test is about something else: it takes longer than all the others together.

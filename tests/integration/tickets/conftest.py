@@ -6,6 +6,7 @@ import pytest_asyncio
 
 from infra.local.stack import Stack
 from libs.common.identity import Principal, Signer
+from services.tickets.database import Database
 from tests.support.processes import TestedService, running_service
 from tests.support.tickets import TicketsClient, TicketsDatabase, tickets_database
 
@@ -39,3 +40,24 @@ async def client(desk: TicketsDatabase, client_of: Callable[[Principal], Tickets
     """The admin of a fresh organization."""
     (principal,) = await desk.organization()
     return client_of(principal)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def outbox(stack: Stack) -> AsyncIterator[TicketsDatabase]:
+    """A database of the test's own: its outbox is empty, and no relay has leases in it."""
+    async with tickets_database(stack) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def database(outbox: TicketsDatabase) -> AsyncIterator[Database]:
+    """The test's own database as the service opens it."""
+    async with Database.open(outbox.settings()) as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def principal(outbox: TicketsDatabase) -> Principal:
+    """The admin of an organization in the test's own database."""
+    (made,) = await outbox.organization()
+    return made

@@ -11,7 +11,6 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from infra.local.stack import Stack
 from libs.common.identity import Principal
 from libs.common.migrations import read
 from libs.common.models import NewComment, NewTicket
@@ -21,7 +20,7 @@ from services.tickets.database import Database
 from services.tickets.paths import MIGRATIONS
 from services.tickets.relay import LEASE
 from services.tickets.tickets import create_ticket
-from tests.support.tickets import TicketsDatabase, tickets_database
+from tests.support.tickets import TicketsDatabase
 
 WRITERS = 12
 TICKETS = 3
@@ -50,22 +49,9 @@ Comment = Callable[[uuid.UUID], Awaitable[object]]
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def outbox(stack: Stack) -> AsyncIterator[TicketsDatabase]:
-    """A database without a relay: events stay in its outbox."""
-    async with tickets_database(stack) as made:
-        yield made
-
-
-@pytest_asyncio.fixture(loop_scope="session")
 async def database(outbox: TicketsDatabase) -> AsyncIterator[Database]:
     async with Database.open(outbox.settings(TICKETS_POOL_MAXIMUM=str(WRITERS))) as opened:
         yield opened
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def principal(outbox: TicketsDatabase) -> Principal:
-    (made,) = await outbox.organization()
-    return made
 
 
 async def new_tickets(outbox: TicketsDatabase, database: Database, principal: Principal, count: int) -> list[uuid.UUID]:

@@ -18,10 +18,14 @@ from libs.common.consistency import Requirement
 from libs.common.identity import Principal
 from libs.common.metrics import DB_QUERY_DURATION
 from libs.common.models import NewTicket, TicketChanges
+from libs.common.people import SignIn
 from libs.common.postgres import create_pool, translate_error
+from libs.common.problems import Problem
+from services.tickets import people
 from services.tickets.app import HOT
 from services.tickets.database import APP_ROLE, IDENTITY_ROLE, Database, HotStatements
 from services.tickets.lists import Wanted, list_tickets
+from services.tickets.servers import Replica
 from services.tickets.settings import DatabaseSettings
 from services.tickets.store_servers import READ_POSITION, SERVER_POSITION
 from services.tickets.tickets import create_ticket, get_ticket, update_ticket
@@ -83,6 +87,32 @@ async def test_a_new_connection_has_prepared_the_hot_statements_and_that_is_no_q
         assert identity >= set(HOT.identity)
         for statements in read:
             assert statements >= {*HOT.reads, READ_POSITION}
+
+
+async def test_a_replica_has_its_minimum_open_once_it_is_found(stack: Stack, desk: TicketsDatabase) -> None:
+    """Before anything is read, also from one that was away when the service started."""
+    stopped = "replica-1"
+    await stack.parts[stopped].stop()
+    try:
+        async with Database.open(desk.settings(TICKETS_POOL_MINIMUM="4", TICKETS_POOL_MAXIMUM="6")) as database:
+            away, found = database.servers.replicas
+
+            async def open_to(replica: Replica) -> tuple[int, int]:
+                return replica.connections.pool.get_size(), replica.connections.pool.get_idle_size()
+
+            async def found_has_its_minimum() -> bool:
+                return await open_to(found) == (4, 4)
+
+            await eventually(found_has_its_minimum)
+            assert (away.standing, await open_to(away)) == (None, (0, 0))
+            await stack.restart(stopped)
+
+            async def both_have_their_minimum() -> bool:
+                return await open_to(away) == await open_to(found) == (4, 4)
+
+            await eventually(both_have_their_minimum)
+    finally:
+        await stack.restart(stopped)
 
 
 async def every_replica(database: Database, principal: Principal) -> None:
@@ -153,6 +183,31 @@ async def test_an_exhausted_pool_is_told_in_bounded_time_and_recovers(
         await create_ticket(database, third, NewTicket(title="Room again"))
 
 
+async def test_who_signs_in_when_all_connections_for_that_are_taken_is_told_in_bounded_time(
+    desk: TicketsDatabase,
+) -> None:
+    request = SignIn(organization="nobody", email="nobody@example.com", password="a password")
+    settings = desk.settings(TICKETS_REPLICA_URLS="")
+    async with Database.open(settings) as database:
+        async with contextlib.AsyncExitStack() as held:
+            for _ in range(database.identity.pool.get_max_size()):
+                await held.enter_async_context(database.identity.lend())
+            async with asyncio.timeout(postgres.ACQUIRE_SECONDS * 3):
+                outcomes = await asyncio.gather(
+                    people.sign_in(database, request), people.resolve_key(database, b"unknown"), return_exceptions=True
+                )
+        for outcome in outcomes:
+            assert isinstance(outcome, TimeoutError)
+            problem = translate_error(outcome)
+            assert problem is not None
+            assert (problem.status, problem.code) == (503, "service_unavailable")
+            assert int(problem.headers["Retry-After"]) > 0
+        with pytest.raises(Problem, match="invalid_credentials"):
+            await people.sign_in(database, request)
+        with pytest.raises(Problem, match="authentication_required"):
+            await people.resolve_key(database, b"unknown")
+
+
 async def test_a_client_that_waits_for_a_lock_too_long_is_told_to_try_again(
     desk: TicketsDatabase, client: TicketsClient
 ) -> None:
@@ -208,8 +263,8 @@ async def test_nothing_cancels_a_commit_that_waits_for_its_standby(
     stack: Stack, desk: TicketsDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cancelling it would commit on the primary alone: all would see what a promotion may lose."""
-    people = [(await desk.organization())[0] for _ in range(2)]
-    organizations = [principal.organization_id for principal in people]
+    principals = [(await desk.organization())[0] for _ in range(2)]
+    organizations = [principal.organization_id for principal in principals]
 
     async def waiting() -> int:
         return int(await desk.superuser.fetchval(UNREPLICATED))
@@ -222,7 +277,7 @@ async def test_nothing_cancels_a_commit_that_waits_for_its_standby(
         async with synchronous_with_nobody(stack):
             commits = [
                 asyncio.create_task(create_ticket(database, principal, NewTicket(title="Waits")))
-                for principal in people
+                for principal in principals
             ]
 
             async def both_wait() -> bool:

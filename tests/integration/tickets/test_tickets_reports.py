@@ -16,15 +16,18 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from infra.local.postgres import PostgresReplica
+from infra.local.postgres_replica import PostgresReplica
 from infra.local.stack import Stack
 from libs.common.consistency import AS_OF_HEADER, HEADER, Requirement
 from libs.common.identity import Principal, Signer
-from libs.common.models import Status
+from libs.common.models import NewTicket, Status
 from libs.common.problems import Problem
+from services.tickets import database as database_module
+from services.tickets import servers
 from services.tickets.database import Database
 from services.tickets.reports import backlog_report
 from services.tickets.store_tickets import STATUS_IDS
+from services.tickets.tickets import create_ticket
 from tests.support.many_tickets import fill
 from tests.support.processes import running_service
 from tests.support.tickets import TicketsClient, TicketsDatabase, eventually, tickets_database, with_database
@@ -256,6 +259,92 @@ async def test_a_report_is_read_on_the_analytics_replica_and_nothing_older_than_
         waiting = asyncio.create_task(report(client, "tickets"))
         await asyncio.sleep(0)
     assert (await waiting)["total"] == 2, "waited for"
+
+
+async def test_a_report_waits_until_the_analytics_replica_has_what_is_asked_for(
+    stack: Stack, reporting: Reporting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "REPORT_WAIT_SECONDS", 60.0)
+    (principal,) = await reporting.database.organization()
+    replica = cast("PostgresReplica", stack.parts[REPLICA])
+    async with reporting_database(reporting, stack) as (database, analytics):
+        async with paused(replica.url(reporting.database.name, superuser=True)):
+            _reply, position = await create_ticket(database, principal, NewTicket(title="Waited for"))
+            asked = asyncio.create_task(backlog_report(database, principal.organization_id, Requirement(position)))
+
+            async def waits() -> bool:
+                return bool(analytics.waiting) or asked.done()
+
+            await eventually(waits)
+            assert not asked.done(), "it was not waited for"
+        found = await asked
+        assert found.value.ages.count == 1
+        assert position <= found.as_of <= found.consistency
+        assert not analytics.waiting
+
+
+async def test_a_report_that_waits_in_vain_keeps_no_read_from_waiting(
+    stack: Stack, reporting: Reporting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "REPORT_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(servers, "WAIT_SECONDS", 60.0)
+    monkeypatch.setattr(servers, "NO_WAIT_SECONDS", 60.0)
+    (principal,) = await reporting.database.organization()
+    both = [cast("PostgresReplica", stack.parts[name]) for name in ("replica-1", REPLICA)]
+    async with reporting_database(reporting, stack) as (database, analytics), contextlib.AsyncExitStack() as pauses:
+        (reader,) = database.servers.replicas
+        monkeypatch.setattr(reader, "_lag_seconds", 60.0)
+        for replica in both:
+            await pauses.enter_async_context(paused(replica.url(reporting.database.name, superuser=True)))
+        _reply, position = await create_ticket(database, principal, NewTicket(title="Waited for"))
+        with pytest.raises(Problem, match="not yet replayed what the token asks for") as refused:
+            await backlog_report(database, principal.organization_id, Requirement(position))
+        assert refused.value.code == "service_unavailable"
+        assert not analytics.waiting
+
+        read = asyncio.create_task(database.read(principal.organization_id, Requirement(position), port_on))
+
+        async def waits() -> bool:
+            return bool(reader.waiting) or read.done()
+
+        await eventually(waits)
+        await pauses.aclose()
+        assert (await read).value == both[0].port
+
+
+async def test_a_report_tells_when_the_replica_was_lost_while_it_waited(
+    stack: Stack, reporting: Reporting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with reporting_database(reporting, stack) as (database, analytics):
+        assert analytics.standing is not None
+        ahead = analytics.standing.position._replace(lsn=2**62)
+
+        async def lost(*_arguments: object) -> None:
+            monkeypatch.setattr(analytics, "_lag_seconds", -1.0)
+
+        monkeypatch.setattr(database.servers, "first_with", lost)
+        with pytest.raises(Problem, match="is too far behind"):
+            await backlog_report(database, uuid.uuid4(), Requirement(ahead))
+
+
+@contextlib.asynccontextmanager
+async def reporting_database(reporting: Reporting, stack: Stack) -> AsyncIterator[tuple[Database, servers.Replica]]:
+    """A service's database with one replica for reads and one for reports, both usable."""
+    reader, analytics = (with_database(url, reporting.database.name) for url in stack.replica_urls)
+    settings = reporting.database.settings(TICKETS_REPLICA_URLS=reader, TICKETS_ANALYTICS_URL=analytics)
+    async with Database.open(settings) as database:
+        reports = database.servers.analytics
+        assert reports is not None
+
+        async def usable() -> bool:
+            return all(replica.usable for replica in (*database.servers.replicas, reports))
+
+        await eventually(usable)
+        yield database, reports
+
+
+async def port_on(connection: asyncpg.Connection) -> int:
+    return int(await connection.fetchval("SELECT inet_server_port()"))
 
 
 async def test_without_the_analytics_replica_there_are_no_reports_but_everything_else(

@@ -16,11 +16,11 @@ from libs.common.models import Priority, Status
 from libs.common.problems import Problem
 from libs.common.query_metrics import statement_labels
 from services.tickets import reports, routes_reports
-from services.tickets.cursors import moment_bytes, moment_of, read_cursor, write_cursor
-from services.tickets.lists import _description, read_place, write_place
+from services.tickets.cursors import Place, moment_bytes, moment_of, read_cursor, read_place, write_cursor, write_place
+from services.tickets.lists import _description
 from services.tickets.parameters import limit_of
 from services.tickets.routes_lists import wanted_of
-from services.tickets.store_lists import LISTS, Filter, Place, Sort, Wanted, list_statement
+from services.tickets.store_lists import LISTS, Filter, Sort, Wanted, list_statement
 
 TODAY = dt.date(2026, 3, 1)
 SOMEBODY = uuid.UUID(int=1)
@@ -45,6 +45,21 @@ def test_a_cursor_is_read_as_the_place_it_was_made_of(
 ) -> None:
     of = _description(wanted)
     assert read_place(of, write_place(of, Place(moment, ticket_id))) == Place(moment, ticket_id)
+
+
+@pytest.mark.parametrize(
+    ("of", "cursor"),
+    [
+        (_description(Wanted()), "wBN8Dp_0Mt0ABkmuQHnGAAGXf348TXqqi7sBI0Vnias"),
+        ("audit None", "RbTyKfuzce0ABkmuQHnGAAGXf348TXqqi7sBI0Vnias"),
+        ("audit key.created", "AwbdmzALE5sABkmuQHnGAAGXf348TXqqi7sBI0Vnias"),
+    ],
+)
+def test_a_cursor_that_was_given_out_stays_readable(of: str, cursor: str) -> None:
+    moment = dt.datetime(2026, 1, 31, 12, 30, 15, 123456, dt.UTC)
+    place = Place(moment, uuid.UUID("01977f7e-3c4d-7aaa-8bbb-0123456789ab"))
+    assert read_place(of, cursor) == place
+    assert write_place(of, place) == cursor
 
 
 @given(moments, st.uuids(), wants, wants)
