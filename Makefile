@@ -40,10 +40,15 @@ check: bootstrap ## Format, lint, strict types, import boundaries, unit tests: n
 test: check ## Everything: check, then contract, integration, fault and end-to-end tests on real servers
 	@$(PYTHON) -m pytest tests --ignore tests/unit
 
-soak: bootstrap ## Half an hour of faults: the full campaign with its log, then the kill test ten times over; SEED=2
+soak: bootstrap ## An hour of faults: both full campaigns with their logs, then the kill test ten times over; SEED=2
 	@$(PYTHON) -m tests.chaos.campaign --events 100000 --kills 200 --outage 300 --calm 300 --seed $(or $(SEED),1) \
 		--log docs/reliability/campaign.log
+	@$(PYTHON) -m tests.chaos.cache_campaign --faults 130 --seed $(or $(SEED),1) --log docs/reliability/cache-campaign.log
+	@for plant in tag-check-off stamps-after-load late-bump; do \
+		$(PYTHON) -m tests.chaos.cache_campaign --plant $$plant --faults 0 --seconds 10 --holds 0.3 || exit 1; done
+	@$(PYTHON) -m tests.chaos.cache_campaign --plant keep-l1 --faults 4 --only LINE_HOLE
 	@KILL_ROUNDS=10 $(PYTHON) -m pytest tests/e2e/test_kill.py -v
+	@DESCRIBED_SECONDS=900 DESCRIBED_SEED=$(or $(SEED),1) $(PYTHON) -m pytest tests/integration/gateway/test_described.py
 
 bench: bootstrap ## Measure on the real stack and print one table (needs wrk); BENCH="create --repeats 3" chooses
 	@$(PYTHON) -m tests.bench $(BENCH)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from cli import importing, output, seeding, watching
+from cli import caching, importing, output, seeding, watching
 from cli.client import connect
 from cli.credentials import DEFAULT_URL, Target, find, parse_url
 from cli.errors import CommandError, Exit, StoppedError, UnreachableError, WrongServerError
@@ -33,6 +33,8 @@ used · 3 not authorised · 4 the platform cannot be reached · 130 stopped by C
 app = typer.Typer(
     help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown", add_completion=False
 )
+cache_app = typer.Typer(help="Look into the gateway's cache and clear it.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
 
 Url = Annotated[str, typer.Option("--url", envvar="RELAYDESK_URL", help="Address of the gateway.")]
 Key = Annotated[
@@ -196,6 +198,44 @@ def health(*, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     except (UnreachableError, WrongServerError) as error:
         raise CommandError(str(error)) from error
     raise typer.Exit(code)
+
+
+@cache_app.command(epilog="Example: `relaydesk cache stats --json`")
+def stats(*, url: Url = DEFAULT_URL, api_key: Key = None, verbose: Verbose = False, as_json: AsJson = False) -> None:
+    """Show what the cache holds and how often it answers; for admins.
+
+    Each gateway process has a memory of its own (L1) and counts for itself; the figures are of the one that answers.
+    Redis (L2) is shared by all. The hottest keys are those of the key's organization.
+    """
+    _run(caching.stats(_target(url, api_key, verbose=verbose), as_json=as_json))
+
+
+@cache_app.command(epilog="Example: `relaydesk cache clear --tag tickets --yes`")
+def clear(
+    *,
+    tag: Annotated[
+        str | None,
+        typer.Option(help="`tickets` (lists), `search` (results), or `ticket:ID` with its comments and history."),
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option(help="Answers whose path and query begin so, as `stats` shows them: /api/tickets?…")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    verbose: Verbose = False,
+    as_json: AsJson = False,
+) -> None:
+    """Clear what is cached for the key's organization; for admins.
+
+    Without --tag or --prefix it is everything. The audit log says who cleared what. Nothing is lost: answers are
+    loaded again, which makes the next of them slower.
+    """
+    wanted = caching.parse(tag, prefix)
+    target = _target(url, api_key, verbose=verbose)
+    if not yes:
+        _run(caching.confirm(target, wanted))
+    _run(caching.clear(target, wanted, as_json=as_json))
 
 
 def _target(url: str, api_key: str | None, *, verbose: bool) -> Target:

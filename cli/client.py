@@ -13,6 +13,7 @@ import msgspec
 
 from cli.credentials import Target
 from cli.errors import CommandError, NotAuthorisedError, UnreachableError, UsageError, WrongServerError
+from libs.common.cache.administration import CacheCleared, CacheFigures, ClearCache
 from libs.common.models import BulkReport, BulkResult, SearchResults
 from libs.common.people import RealtimeToken, WhoAmI
 from libs.common.problems import ProblemDetails
@@ -60,6 +61,16 @@ class Api:
         """The checks, decoded and as they came; a degraded platform is an answer, not an error."""
         answer = await self._request("GET", "/api/health", expected=(200, DEGRADED))
         return self._decode(answer, Health), answer
+
+    async def cache(self) -> tuple[CacheFigures, bytes]:
+        """The cache's figures, decoded and as they came."""
+        answer = await self._request("GET", "/api/admin/cache")
+        return self._decode(answer, CacheFigures), answer
+
+    async def clear_cache(self, wanted: ClearCache) -> tuple[CacheCleared, bytes]:
+        """Clear the cache: what was done, decoded and as it came."""
+        answer = await self._request("POST", "/api/admin/cache/clear", body=msgspec.json.encode(wanted))
+        return self._decode(answer, CacheCleared), answer
 
     async def bulk(self, tickets: Sequence[bytes]) -> list[BulkResult]:
         """Create encoded `NewTicket`s; result i is the fate of ticket i."""

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from cli.client import Health, HealthCheck
 from cli.errors import Exit
+from libs.common.cache.administration import CacheFigures
 from libs.common.models import SearchResults
 
 data = Console(highlight=False)
@@ -117,6 +118,43 @@ def health(report: Health) -> None:
 
 def _milliseconds(check: HealthCheck) -> str:
     return "" if check.duration_ms is None else f"{check.duration_ms:.1f}"
+
+
+def cache_figures(figures: CacheFigures) -> None:
+    l1, l2 = figures.l1, figures.l2
+    told = [
+        ("process", str(figures.process)),
+        ("L1 (its memory)", f"{l1.entries:,} of {l1.limit:,} entries" + ("" if l1.listening else ", not listening")),
+        ("L2 (Redis)", "does not answer"),
+        ("loads under way", f"{figures.loads_under_way:,}"),
+        ("hit rate", _percent(figures.hit_rate)),
+    ]
+    if l2 is not None:
+        limit = f" of {_megabytes(l2.limit_bytes)}" if l2.limit_bytes is not None else ""
+        told[2] = ("L2 (Redis)", f"{l2.keys:,} keys, {_megabytes(l2.used_bytes)}{limit}, {l2.evicted:,} evicted")
+    pairs(told)
+    reads = Table(box=None, pad_edge=False)
+    for column in ("reads of", "L1 hits", "L2 hits", "misses", "hit rate"):
+        reads.add_column(column, justify="left" if column == "reads of" else "right")
+    for one in figures.reads:
+        counts = (f"{count:,}" for count in (one.l1_hits, one.l2_hits, one.misses))
+        reads.add_row(plain(one.key_type), *counts, _percent(one.hit_rate))
+    data.print("", reads, sep="\n")
+    hottest = Table(box=None, pad_edge=False)
+    for column in ("hits", "role", "hottest keys"):
+        hottest.add_column(column, justify="right" if column == "hits" else "left", overflow="fold")
+    for key in figures.hottest:
+        hottest.add_row(f"{key.hits:,}", plain(key.role), Text(plain(key.path)))
+    if figures.hottest:
+        data.print("", hottest, sep="\n")
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1_000_000:,.1f} MB"
 
 
 def pairs(rows: Iterable[tuple[str, str]]) -> None:

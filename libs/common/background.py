@@ -64,10 +64,15 @@ async def finish(work: Awaitable[T], *, seconds: float | None = None) -> T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        _done, pending = await asyncio.wait({task}, timeout=seconds)
-        for late in pending:
-            late.cancel()
-            await asyncio.wait({late})
+        given_up = None if seconds is None else time.monotonic() + seconds
+        while not task.done():
+            left = None if given_up is None else given_up - time.monotonic()
+            if left is not None and left <= 0:
+                task.cancel()
+                left = None
+            # Who was cancelled once may be again: its time is over, and its client has gone as well.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({task}, timeout=left)
         raise
 
 

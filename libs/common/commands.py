@@ -36,6 +36,12 @@ def load_settings(settings_type: type[S], *, service: str) -> S:
         raise typer.Exit(EXIT_SETTINGS) from error
 
 
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=64, metavar="N", help="Processes that share the port, instead of what the environment says."
+    ),
+]
 PhaseOption = Annotated[
     migrations.Phase | None,
     typer.Option(

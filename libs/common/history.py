@@ -44,6 +44,7 @@ class Action(enum.StrEnum):
     KEY_REVOKED = "key.revoked"
     SIGN_IN_SUCCEEDED = "sign_in.succeeded"
     SIGN_IN_FAILED = "sign_in.failed"
+    CACHE_CLEARED = "cache.cleared"
 
 
 class AuditActor(msgspec.Struct, frozen=True):
@@ -65,6 +66,14 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     action: Action
     actor: AuditActor
     target_id: uuid.UUID | None
+    details: dict[str, str]
+
+
+class CacheClear(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Told by the gateway before it clears: `details` say what, in an organization's name."""
+
+    organization_id: uuid.UUID
+    actor: AuditActor
     details: dict[str, str]
 
 

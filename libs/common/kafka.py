@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 import aiokafka
 import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import ProducerClosed, TopicAlreadyExistsError, for_code
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError, ProducerClosed, TopicAlreadyExistsError, for_code
 from opentelemetry import trace
 from opentelemetry.trace import Link, SpanKind
 
@@ -94,6 +95,22 @@ async def _create_topic(
             raise error(*message)
 
 
+async def check(bootstrap: str, *, seconds: float) -> None:
+    """Ask a broker for metadata.
+
+    Raises:
+        OSError: when none answers within `seconds`.
+    """
+    client = AIOKafkaClient(bootstrap_servers=bootstrap, request_timeout_ms=int(seconds * 1000))
+    try:
+        async with asyncio.timeout(seconds):
+            await client.bootstrap()
+    except KafkaError as error:
+        raise ConnectionError(str(error)) from error
+    finally:
+        await client.close()
+
+
 @contextlib.asynccontextmanager
 async def _admin(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=_REQUEST_MS)
@@ -157,6 +174,17 @@ class EventConsumer:
         self._dead_letters = _DeadLetters(bootstrap, topic=f"{topic}.{group}.dlq", group=group)
         self._idle = asyncio.Event()
         self._idle.set()
+        self._polled = False
+        self._behind_since: float | None = None  # when the oldest was published that may not have been applied
+
+    def lag(self) -> float | None:
+        """How many seconds ago the oldest event was published that has not been applied; a second more at most.
+
+        None while there is no consumer. While Kafka does not answer, nobody can know of newer events.
+        """
+        if not self._polled:
+            return None
+        return max(0.0, time.time() - self._behind_since) if self._behind_since is not None else 0.0
 
     async def run(self) -> None:
         consumer = aiokafka.AIOKafkaConsumer(
@@ -176,16 +204,21 @@ class EventConsumer:
             await consumer.start()
             while True:
                 polled = await consumer.getmany(timeout_ms=_POLL_MS, max_records=BATCH_EVENTS)
+                self._polled = True
                 messages = [message for batch in polled.values() for message in batch]
                 if not messages:
+                    self._behind_since = None
                     continue
+                self._behind_since = min(message.timestamp for message in messages) / 1000
                 self._idle.clear()
                 try:
                     # On shutdown the batch in hand is finished, effect and offsets.
                     await background.finish(self._apply_and_commit(consumer, messages), seconds=_STOP_SECONDS)
                 finally:
                     self._idle.set()
+                self._behind_since = max(message.timestamp for message in messages) / 1000
         finally:
+            self._polled = False
             await self._dead_letters.close()
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(consumer.stop(), _SEND_SECONDS)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable
 
 import asyncpg
 
-from libs.common.postgres import ACQUIRE_SECONDS, UNAVAILABLE_ERRORS
+from libs.common.postgres import ACQUIRE_SECONDS, UNAVAILABLE_ERRORS, is_open
 
 ROUND_SECONDS = 1.0
 _CLOSE_SECONDS = 5.0
@@ -37,8 +37,8 @@ class Lending:
         Raises:
             TimeoutError: when none is free within that many seconds.
         """
+        taken_in = self._round  # before waiting: what is connecting at a renewal is of the old ones
         connection = await self._take(seconds)
-        taken_in = self._round
         self.lent.add(connection)
         intact = False
         try:
@@ -67,6 +67,9 @@ class Lending:
             await asyncio.wait_for(self.pool.close(), _CLOSE_SECONDS)
         except TimeoutError:
             self.pool.terminate()
+        for task in self._tasks:  # some may still wait for a server that does not answer
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _take(self, seconds: float) -> asyncpg.Connection:
         while self._at_hand:
@@ -114,7 +117,4 @@ async def _unless_away(work: Awaitable[None]) -> None:
 
 
 def _is_intact(connection: asyncpg.Connection) -> bool:
-    try:
-        return not connection.is_closed() and not connection.is_in_transaction()
-    except asyncpg.InterfaceError:  # it was closed, and the pool has taken note of that
-        return False
+    return is_open(connection) and not connection.is_in_transaction()

@@ -51,21 +51,37 @@ class _Lines:
                 self._stream.flush()
 
 
+class _LibraryRecords(logging.StreamHandler[TextIO]):
+    """The standard library's records, written after the lines that were logged before them."""
+
+    def __init__(self, stream: TextIO, lines: _Lines) -> None:
+        super().__init__(stream)
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.flush()
+        super().emit(record)
+
+
 class _Requests:
     """The lines of requests: the same fields as any record at a quarter of its cost, for each request has one.
 
     They are written within 50 ms, and when 200 wait.
     """
 
-    def __init__(self, service: str, lines: _Lines) -> None:
-        self._service = service
+    def __init__(self, service: str, lines: _Lines, worker: int | None) -> None:
+        self._own: dict[str, object] = {"event": "request", "service": service, "level": "info"}
+        if worker is not None:
+            self._own["worker"] = worker
         self._lines = lines
         self._flush: asyncio.TimerHandle | None = None
 
     def write(self, fields: Mapping[str, object]) -> None:
         now = dt.datetime.now(dt.UTC).isoformat(timespec="microseconds")
-        event = {**fields, "event": "request", "service": self._service, "level": "info", "timestamp": now[:-6] + "Z"}
-        waiting = self._lines.write(_encode(_add_trace_id(None, "info", event)) + b"\n")
+        event = {**fields, **self._own, "timestamp": now[:-6] + "Z"}
+        if "trace_id" not in event:
+            _add_trace_id(None, "info", event)
+        waiting = self._lines.write(_encode(event) + b"\n")
         if waiting >= _WAITING_LINES:
             self._write_now()
         elif self._flush is None:
@@ -89,10 +105,12 @@ def request(**fields: object) -> None:
         log.info("request", **fields)
 
 
-def configure(service: str, *, level: str, log_format: str, stream: TextIO = sys.stdout) -> None:
+def configure(
+    service: str, *, level: str, log_format: str, stream: TextIO = sys.stdout, worker: int | None = None
+) -> None:
     """Send structlog's and the standard library's records to `stream` in one form.
 
-    `log_format` is `json` for machines or `console` for people.
+    `log_format` is `json` for machines or `console` for people; `worker` is the process's number in its group.
     """
     global _requests  # noqa: PLW0603 (as the rest of what is configured here: one a process)
     _requests = None
@@ -107,12 +125,14 @@ def configure(service: str, *, level: str, log_format: str, stream: TextIO = sys
         renderer: structlog.types.Processor = structlog.processors.JSONRenderer(_encode)
         lines = _Lines(stream.buffer)
         atexit.register(lines.flush)
+        handler: logging.Handler = _LibraryRecords(stream, lines)
         logger_factory = structlog.BytesLoggerFactory(cast("BinaryIO", lines))
         if level in {"debug", "info"}:
-            _requests = _Requests(service, lines)
+            _requests = _Requests(service, lines, worker)
     else:
         renderer = structlog.dev.ConsoleRenderer()
         logger_factory = structlog.PrintLoggerFactory(stream)
+        handler = logging.StreamHandler(stream)
     structlog.configure(
         processors=[*shared, structlog.processors.format_exc_info, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
@@ -127,7 +147,6 @@ def configure(service: str, *, level: str, log_format: str, stream: TextIO = sys
             structlog.processors.JSONRenderer() if log_format == "json" else renderer,
         ],
     )
-    handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -136,3 +155,5 @@ def configure(service: str, *, level: str, log_format: str, stream: TextIO = sys
     for noisy in ("aiokafka", "kafka", "asyncpg.pool", "aiohttp.access", "engineio", "socketio"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     structlog.contextvars.bind_contextvars(service=service)
+    if worker is not None:
+        structlog.contextvars.bind_contextvars(worker=worker)

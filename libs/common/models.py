@@ -18,12 +18,13 @@ BODY_BYTES = 1_048_576
 
 # PostgreSQL's text type cannot hold U+0000, so no text field may.
 _NO_NUL = r"^[^\x00]*$"
-_NOT_BLANK = r"^(?=[^\x00]*$)\s*\S"
-Title = Annotated[str, Meta(min_length=1, max_length=TITLE_LENGTH, pattern=_NOT_BLANK)]
+# Something in it is blank neither in Python nor in ECMAScript, whose patterns those of the API's description are.
+NOT_BLANK = r"^(?=[^\x00]*$)[^\x00]*[^\s\x1c-\x1f\x85\ufeff]"
+Title = Annotated[str, Meta(min_length=1, max_length=TITLE_LENGTH, pattern=NOT_BLANK)]
 Description = Annotated[str, Meta(max_length=TEXT_LENGTH, pattern=_NO_NUL)]
-CommentBody = Annotated[str, Meta(min_length=1, max_length=TEXT_LENGTH, pattern=_NOT_BLANK)]
-ExternalId = Annotated[str, Meta(min_length=1, max_length=200, pattern=_NOT_BLANK)]
-FieldName = Annotated[str, Meta(min_length=1, max_length=64, pattern=_NOT_BLANK)]
+CommentBody = Annotated[str, Meta(min_length=1, max_length=TEXT_LENGTH, pattern=NOT_BLANK)]
+ExternalId = Annotated[str, Meta(min_length=1, max_length=200, pattern=NOT_BLANK)]
+FieldName = Annotated[str, Meta(min_length=1, max_length=64, pattern=NOT_BLANK)]
 FieldValue = Annotated[str, Meta(max_length=1000, pattern=_NO_NUL)]
 Fields = Annotated[dict[FieldName, FieldValue], Meta(max_length=50)]
 

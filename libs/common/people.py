@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from libs.common.models import Role
+from libs.common.models import NOT_BLANK, Role
 
 _ShortText = Annotated[str, Meta(min_length=1, max_length=254, pattern=r"^[^\x00]+$")]
 
@@ -69,7 +69,7 @@ class WhoAmI(msgspec.Struct, frozen=True):
 
 
 class NewApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    name: Annotated[str, Meta(min_length=1, max_length=100, pattern=r"^(?=[^\x00]*$)\s*\S")]
+    name: Annotated[str, Meta(min_length=1, max_length=100, pattern=NOT_BLANK)]
 
 
 class ApiKey(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -179,6 +179,20 @@ def _milliseconds(seconds: float) -> str:
     return str(int(seconds * 1000))
 
 
+def is_open(connection: asyncpg.Connection) -> bool:
+    """Whether a connection, a pool's as well, has not been closed."""
+    try:
+        return not connection.is_closed()
+    except asyncpg.InterfaceError:  # the pool has taken note of its end already
+        return False
+
+
+def end(connection: asyncpg.Connection) -> None:
+    """Close a connection without telling the server, unless it is closed."""
+    with contextlib.suppress(asyncpg.InterfaceError):
+        connection.terminate()
+
+
 class given_up_after:  # noqa: N801 (called like a function, as contextlib's own)
     """End the connection when the block lasts longer; whoever waits for it gets ConnectionDoesNotExistError.
 
@@ -188,7 +202,7 @@ class given_up_after:  # noqa: N801 (called like a function, as contextlib's own
     __slots__ = ("_deadline",)
 
     def __init__(self, connection: asyncpg.Connection, seconds: float) -> None:
-        self._deadline = asyncio.get_running_loop().call_later(seconds, connection.terminate)
+        self._deadline = asyncio.get_running_loop().call_later(seconds, end, connection)
 
     def __enter__(self) -> None:
         pass
@@ -239,12 +253,12 @@ async def _commit(connection: asyncpg.Connection) -> None:
 
 
 async def _roll_back(connection: asyncpg.Connection) -> None:
-    if connection.is_closed():
+    if not is_open(connection):
         return
     try:
         await background.finish(connection.execute("ROLLBACK", timeout=ROLLBACK_SECONDS))
     except (asyncpg.PostgresError, *UNAVAILABLE_ERRORS):
-        connection.terminate()
+        end(connection)
 
 
 def translate_error(error: Exception) -> Problem | None:

@@ -24,6 +24,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "ticket_not_found": (404, "There is no such ticket."),
     "key_not_found": (404, "There is no such API key."),
     "method_not_allowed": (405, "The route does not support this method."),
+    "request_timeout": (408, "The request did not arrive in time."),
     "external_id_taken": (409, "Another ticket of the organization has this external id."),
     "idempotency_key_in_use": (409, "Another request with this Idempotency-Key is being carried out."),
     "version_mismatch": (412, "The resource has changed since the version in If-Match."),
@@ -32,9 +33,40 @@ CODES: Mapping[str, tuple[int, str]] = {
     "validation_failed": (422, "The body does not have the expected form."),
     "idempotency_key_reused": (422, "This Idempotency-Key came with another request before."),
     "precondition_required": (428, "An If-Match header with the current version is required."),
+    "rate_limited": (429, "More requests than the limit allows; Retry-After says when to come again."),
     "internal_error": (500, "The request failed for a reason on our side."),
+    "bad_gateway": (502, "A part of the platform gave an answer that cannot be used."),
     "service_unavailable": (503, "A part of the platform that this request needs is not available."),
     "deadline_exceeded": (504, "A part of the platform did not answer in time."),
+}
+
+# What a client does about each; docs/api/errors.md and the API's reference page show it.
+ADVICE: Mapping[str, str] = {
+    "malformed_json": "Mend the program that makes the body; `detail` says where parsing ended.",
+    "malformed_request": "Mend the request: its head must be HTTP and UTF-8, its body encoded as it says.",
+    "invalid_parameter": "Mend the parameter that `detail` names. Drop cursors and tokens that you did not just get.",
+    "authentication_required": "Sign in again or use another API key; sending the same again does not help.",
+    "invalid_credentials": "Ask the person again. It is not told which of the three is wrong.",
+    "permission_denied": "Ask somebody with the right, or use the other kind of credential that `detail` names.",
+    "csrf_token_invalid": "Send the `csrf_token` of `GET /api/session` with everything that changes something.",
+    "route_not_found": "Look the path up; a slash at the end makes another path.",
+    "ticket_not_found": "Forget the id: the ticket is not in the credentials' organization.",
+    "key_not_found": "Forget the id: the key is not the organization's, or another user's.",
+    "method_not_allowed": "Use a method of the `Allow` header.",
+    "request_timeout": "Send it again; if it stays, the connection is too slow or the body shorter than announced.",
+    "external_id_taken": "Find the ticket that has it, or choose another external id.",
+    "idempotency_key_in_use": "Wait for `Retry-After` and send the same again: the first answer may be there then.",
+    "version_mismatch": "Get the resource again, decide anew, and send the new version; `current_version` names it.",
+    "body_too_large": "Send less at once, such as fewer rows.",
+    "unsupported_media_type": "Send JSON and say so: `Content-Type: application/json`.",
+    "validation_failed": "Mend the fields in `errors`; each `pointer` leads to one in the body.",
+    "idempotency_key_reused": "Use a new key for every new request; an old one only to send the same bytes again.",
+    "precondition_required": "Get the resource and send its `ETag` as `If-Match`.",
+    "rate_limited": "Wait for `Retry-After`; `RateLimit` tells earlier how much is left.",
+    "internal_error": "Try again later with the same Idempotency-Key, and report the `trace_id` if it stays.",
+    "bad_gateway": "Ask for less at once, such as a smaller `limit`; report the `trace_id` if it stays.",
+    "service_unavailable": "Wait for `Retry-After` and try again; a creation with its Idempotency-Key.",
+    "deadline_exceeded": "It may have been carried out. Send a creation again only with its Idempotency-Key.",
 }
 
 RETRY_AFTER_SECONDS = 2
@@ -112,7 +144,7 @@ def validation(error: msgspec.ValidationError) -> Problem:
     if place:
         message = message[: place.start()]
     if "matching regex" in message:  # the two patterns of libs/common/models.py, in a reader's words
-        blank = r"\\S" in message
+        blank = r"\\s" in message
         message = f"Must not {'be blank or ' if blank else ''}contain the character U+0000"
     return Problem("validation_failed", message, errors=[FieldError(_pointer(place[1]) if place else "", message)])
 

@@ -1,39 +1,28 @@
-"""The frame every service stands in: probes, metrics, traces, one log line a request, errors, graceful shutdown.
+"""The frame every service stands in: probes, metrics, traces, one log line a request, errors.
 
-`add_service_defaults(app, …)` gives an application all of it; `serve(…)` runs the application until SIGTERM and then
-goes: not ready → drain → stop accepting → finish what is in flight → clean up.
+`add_service_defaults(app, …)` gives an application all of it; `serving.serve(…)` runs the application.
 """
 
 import asyncio
-import gc
-import signal
-import sys
 import time
 from collections.abc import Awaitable, Callable
 
 import msgspec
 import structlog
-import uvloop
 from aiohttp import web
 from opentelemetry import trace
-from opentelemetry.trace import StatusCode
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, generate_latest
 
-from libs.common import background, logs, tracing
-from libs.common.connections import Runner
-from libs.common.metrics import HTTP_REQUEST_DURATION
+from libs.common import background, deadlines, tracing
 from libs.common.models import BODY_BYTES
 from libs.common.problems import CONTENT_TYPE, Problem
-from libs.common.settings import ServiceSettings
+from libs.common.request_records import UNMATCHED, record
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Translate = Callable[[Exception], Problem | None]
 
 LOG_FIELDS: web.RequestKey[dict[str, object]] = web.RequestKey("log_fields", dict)
 _JSON = msgspec.json.Encoder()
-_SHUTDOWN_SECONDS = 20.0
-_BACKLOG = 4096
-_QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})
 log = structlog.get_logger()
 
 
@@ -52,12 +41,8 @@ class Readiness:
         return self.started and not self.draining
 
 
-class StartError(Exception):
-    """The service cannot start; the message says why in one sentence."""
-
-
 READINESS: web.AppKey[Readiness] = web.AppKey("readiness", Readiness)
-_STREAMS: web.AppKey[bool] = web.AppKey("streams", bool)
+STREAMS: web.AppKey[bool] = web.AppKey("streams", bool)
 
 
 def json_response(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -101,7 +86,11 @@ async def read_body(request: web.Request) -> bytes:
 
 
 def add_service_defaults(
-    app: web.Application, *, translate: Translate | None = None, streaming: frozenset[str] = frozenset()
+    app: web.Application,
+    *,
+    translate: Translate | None = None,
+    streaming: frozenset[str] = frozenset(),
+    internal: bool = False,
 ) -> None:
     """Give `app` the probes, `/metrics` and the request middleware.
 
@@ -110,20 +99,28 @@ def add_service_defaults(
 
     The handler of a client that has gone is cancelled, wherever it waits; what must not be left half done there
     is awaited with `background.finish`. Not in an application with streaming routes: a stream notices its client's end
-    by itself and ends in good order.
+    by itself and ends in good order. In an `internal` application, which only services call, the handler is cancelled
+    as well when the caller's deadline is over.
     """
     app[READINESS] = Readiness()
-    app[_STREAMS] = bool(streaming)
+    app[STREAMS] = bool(streaming)
+    if internal:
+        app.middlewares.insert(0, deadlines.keep)
     app.middlewares.insert(0, _request_middleware(translate or (lambda _error: None), streaming))
-    app.router.add_get("/livez", _livez)
-    app.router.add_get("/readyz", _readyz)
-    app.router.add_get("/metrics", _metrics)
+    add_probes(app)
 
     async def watch_event_loop(_app: web.Application):  # type: ignore[no-untyped-def]  # noqa: ANN202
         async with background.running("event_loop_lag", background.measure_event_loop_lag):
             yield
 
     app.cleanup_ctx.append(watch_event_loop)
+
+
+def add_probes(app: web.Application) -> None:
+    """Answer `/livez`, `/readyz` and `/metrics`."""
+    app.router.add_get("/livez", _livez)
+    app.router.add_get("/readyz", _readyz)
+    app.router.add_get("/metrics", _metrics)
 
 
 async def _livez(_request: web.Request) -> web.Response:
@@ -141,54 +138,30 @@ async def _metrics(_request: web.Request) -> web.Response:
     return web.Response(body=generate_latest(REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-def _route_of(request: web.Request) -> str:
+def route_of(request: web.Request) -> str:
+    """The route's path, its parameters in braces."""
     resource = request.match_info.route.resource
-    return resource.canonical if resource is not None else "unmatched"
+    return resource.canonical if resource is not None else UNMATCHED
 
 
 def _request_middleware(translate: Translate, streaming: frozenset[str]):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    durations: dict[tuple[str, str, int], Histogram] = {}
-
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        route = _route_of(request)
+        route = route_of(request)
         if route in streaming:
             return await _answer(request, handler, translate)
         started = time.perf_counter()
         fields: dict[str, object] = {}
         request[LOG_FIELDS] = fields
-        with tracing.ServerSpan(f"{request.method} {route}", request.headers) as span:
+        with tracing.ServerSpan(request.method, route, request.headers) as span:
             try:
                 response = await _answer(request, handler, translate)
             except asyncio.CancelledError:
                 duration_ms = round((time.perf_counter() - started) * 1000, 2)
                 log.info("request_abandoned", method=request.method, route=route, duration_ms=duration_ms, **fields)
                 raise
-            if span.is_recording():
-                span.set_attributes(
-                    {
-                        "http.request.method": request.method,
-                        "http.route": route,
-                        "http.response.status_code": response.status,
-                    }
-                )
-                if response.status >= 500:
-                    span.set_status(StatusCode.ERROR)
-            milliseconds = (time.perf_counter() - started) * 1000
-            key = (request.method if route != "unmatched" else "OTHER", route, response.status)
-            duration = durations.get(key)
-            if duration is None:
-                duration = HTTP_REQUEST_DURATION.labels(key[0], route, str(response.status))
-                durations[key] = duration
-            duration.observe(milliseconds)
-            if route not in _QUIET_ROUTES:
-                logs.request(
-                    method=request.method,
-                    route=route,
-                    status=response.status,
-                    duration_ms=round(milliseconds, 2),
-                    **fields,
-                )
+            span.answered(response.status)
+            record(request.method, route, response.status, started, fields)
         return response
 
     return middleware
@@ -221,78 +194,3 @@ async def _answer(  # noqa: PLR0911 (one return a kind of error: this is the tab
             return problem_response(Problem("internal_error"))
         log.warning("dependency_failed", path=request.path, error=repr(error))
         return problem_response(told)
-
-
-def serve(
-    name: str,
-    build_app: Callable[[], web.Application],
-    settings: ServiceSettings,
-    *,
-    host: str,
-    port: int,
-) -> None:
-    """Run a service until SIGTERM or SIGINT. Exits with 1 and one sentence when it cannot start."""
-    logs.configure(name, level=settings.log_level, log_format=settings.log_format)
-    traces = tracing.configure(name, endpoint=settings.otlp_endpoint, sample_ratio=settings.trace_sample_ratio)
-    try:
-        uvloop.run(_serve(build_app, host, port, settings.drain_seconds))
-    except StartError as error:
-        sys.exit(f"{name} {error}")
-    finally:
-        traces.shutdown()
-
-
-async def _serve(build_app: Callable[[], web.Application], host: str, port: int, drain_seconds: float) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    app = _built(build_app)
-    readiness = app[READINESS]
-    runner = Runner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS, handler_cancellation=not app[_STREAMS])
-    try:
-        if not await _set_up(runner, stop):
-            return
-        try:
-            await web.TCPSite(runner, host, port, backlog=_BACKLOG).start()
-        except OSError as error:
-            raise StartError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-        # What was built at start lives as long as the process: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 50)
-        readiness.started = True
-        log.info("started", host=host, port=port)
-        await stop.wait()
-        readiness.draining = True
-        log.info("draining", seconds=drain_seconds)
-        await asyncio.sleep(drain_seconds)
-    finally:
-        await runner.cleanup()
-        log.info("stopped")
-
-
-def _built(build_app: Callable[[], web.Application]) -> web.Application:
-    try:
-        return build_app()
-    except Exception as error:
-        log.exception("start_failed")
-        raise StartError(f"cannot start: {error!r}") from error
-
-
-async def _set_up(runner: web.AppRunner, stop: asyncio.Event) -> bool:
-    """Start what the application needs; False when the service was told to stop while it waited for that."""
-    setup = asyncio.create_task(runner.setup())
-    stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait({setup, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    if not setup.done():
-        setup.cancel()
-        await asyncio.wait({setup})
-        return False
-    try:
-        setup.result()
-    except Exception as error:
-        log.exception("start_failed")
-        raise StartError(f"cannot start: {error}") from error
-    return True

@@ -85,6 +85,14 @@ def url(*schemes: str) -> Callable[[str], str]:
     return parse
 
 
+def origin(text: str) -> str:
+    """An exact browser origin: scheme, host and port, nothing after them."""
+    scheme, separator, host = text.partition("://")
+    if scheme not in {"http", "https"} or not separator or not host or set(host) & set("/*?#@ "):
+        raise ValueError(f"{text!r} is not an origin such as https://desk.example.com")
+    return text.lower()
+
+
 def comma_list(item: Callable[[str], Any] = str) -> Callable[[str], tuple[Any, ...]]:
     """Items separated by commas; the empty text is the empty list."""
 
@@ -98,6 +106,7 @@ POSTGRES_URL = url("postgresql", "postgres")
 REDIS_URL = url("redis", "rediss", "unix")
 HTTP_URL = url("http", "https")
 PORT = integer(0, 65535)
+WORKERS = integer(1, 64)
 
 
 def load(settings_type: type[S], environment: Mapping[str, str], *, prefix: str) -> S:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Mapping, MutableMapping
 from contextvars import Token
 from types import TracebackType
+from typing import Self
 
 from opentelemetry import context as contexts
 from opentelemetry import trace
@@ -17,7 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 TRACER = trace.get_tracer("relaydesk")
@@ -66,25 +67,42 @@ class ServerSpan:
     Where nothing is exported it is only the trace's ids (the caller's, or new ones), at a quarter of the cost.
     """
 
-    def __init__(self, name: str, headers: Mapping[str, str]) -> None:
+    __slots__ = ("_method", "_route", "_span", "_token")
+
+    def __init__(self, method: str, route: str, headers: Mapping[str, str]) -> None:
+        self._method = method
+        self._route = route
         context = extract(headers) if "traceparent" in headers else None
         if _exporting:
-            self.span: Span = TRACER.start_span(name, context=context, kind=SpanKind.SERVER)
-        elif context is not None:
-            self.span = trace.get_current_span(context)
+            self._span: Span = TRACER.start_span(f"{method} {route}", context=context, kind=SpanKind.SERVER)
+        elif context is not None and (caller := trace.get_current_span(context)).get_span_context().is_valid:
+            self._span = caller
         else:
-            self.span = NonRecordingSpan(
+            self._span = NonRecordingSpan(
                 SpanContext(random.getrandbits(128) or 1, random.getrandbits(64) or 1, is_remote=False)
             )
         self._token: Token[Context] | None = None
 
-    def __enter__(self) -> Span:
-        self._token = contexts.attach(trace.set_span_in_context(self.span))
-        return self.span
+    def answered(self, status: int) -> None:
+        """Set what is known of the request by the conventions for HTTP spans."""
+        if self._span.is_recording():
+            self._span.set_attributes(
+                {
+                    "http.request.method": self._method,
+                    "http.route": self._route,
+                    "http.response.status_code": status,
+                }
+            )
+            if status >= 500:
+                self._span.set_status(StatusCode.ERROR)
+
+    def __enter__(self) -> Self:
+        self._token = contexts.attach(trace.set_span_in_context(self._span))
+        return self
 
     def __exit__(
-        self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
     ) -> None:
         if self._token is not None:
             contexts.detach(self._token)
-        self.span.end()
+        self._span.end()

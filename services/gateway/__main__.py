@@ -2,8 +2,8 @@
 
 import msgspec
 
-from libs.common.commands import command_group, load_settings
-from libs.common.service import serve
+from libs.common.commands import WorkersOption, command_group, load_settings
+from libs.common.serving import serve
 from services.gateway import openapi
 from services.gateway.app import build_app
 from services.gateway.settings import Settings
@@ -12,10 +12,18 @@ commands = command_group("The gateway: what API clients and browsers talk to.")
 
 
 @commands.command("serve")
-def serve_command() -> None:
+def serve_command(workers: WorkersOption = None) -> None:
     """Serve the public API."""
     loaded = load_settings(Settings, service="gateway")
-    serve("gateway", lambda: build_app(loaded), loaded, host=loaded.host, port=loaded.port)
+    serve(
+        "gateway",
+        lambda: build_app(loaded),
+        loaded,
+        host=loaded.host,
+        port=loaded.port,
+        processes=workers or loaded.workers,
+        metrics_port=loaded.metrics_port,
+    )
 
 
 @commands.command("openapi")

@@ -10,14 +10,20 @@ from redis.backoff import NoBackoff
 from libs.common import background
 from libs.common.cache import readthrough
 from libs.common.cache.readthrough import ReadThroughCache
+from libs.common.connections import SHORTCUT
 from libs.common.identity import Signer
 from libs.common.models import BODY_BYTES
-from libs.common.service import Handler, add_service_defaults, json_response
-from services.gateway import openapi
-from services.gateway.authentication import Authenticator
+from libs.common.service import Handler, add_service_defaults
+from services.gateway.description import Description
+from services.gateway.edge import allow_origins, stand_at_the_edge
 from services.gateway.endpoints import ENDPOINTS
 from services.gateway.health import HealthRoute
+from services.gateway.hits import Hits
+from services.gateway.limited import LimitedAuthenticator, LimitedHandlers, tell_limits
+from services.gateway.limits import Limits, Rates
+from services.gateway.proxies import TrustedProxies
 from services.gateway.reads import CachedReads
+from services.gateway.routes_cache import CacheRoutes
 from services.gateway.routes_reports import ReportRoutes
 from services.gateway.routes_session import SessionRoutes
 from services.gateway.routes_tickets import TicketRoutes
@@ -33,23 +39,31 @@ def build_app(settings: Settings) -> web.Application:
     """Build the gateway. Must be called while an event loop runs."""
     app = web.Application(client_max_size=BODY_BYTES)
     add_service_defaults(app)
+    proxies = TrustedProxies(settings.trusted_proxies, header=settings.forwarded_header)
+    stand_at_the_edge(app, settings, proxies)
     app.middlewares.append(refuse_malformed_text)
+    app.middlewares.append(tell_limits)
 
-    http = client_session(settings.upstream_seconds)
+    http = client_session()
     redis = _redis(settings.redis_url)
     cache_redis = readthrough.connect(settings.cache_redis_url)
     signer = Signer(settings.signing_key)
-    tickets = Upstream("tickets", settings.tickets_url, http, signer)
-    search = Upstream("search", settings.search_url, http, signer)
-    notifier = Upstream("notifier", settings.notifier_url, http, signer)
+    tickets = Upstream("tickets", settings.tickets_urls, http, signer, seconds=settings.upstream_seconds)
+    search = Upstream("search", settings.search_urls, http, signer, seconds=settings.upstream_seconds)
+    notifier = Upstream("notifier", settings.notifier_urls, http, signer, seconds=settings.upstream_seconds)
 
     cache = ReadThroughCache(cache_redis, l1_items=settings.cache_items, l1_seconds=settings.cache_seconds)
-    reads = CachedReads(cache, l2_seconds=settings.cache_l2_seconds)
     sessions = SessionStore(redis, hours=settings.session_hours)
-    authenticator = Authenticator(sessions, tickets, redis)
+    limits = Limits(redis, _rates(settings))
+    limited = LimitedHandlers(limits)
+    authenticator = LimitedAuthenticator(sessions, tickets, redis, limits)
+    hits = Hits(cache, authenticator, limits, proxies, has_origins=bool(settings.allowed_origins))
+    app[SHORTCUT] = hits.answer
+    reads = CachedReads(cache, hits, l2_seconds=settings.cache_l2_seconds, stale_seconds=settings.cache_stale_seconds)
 
     ticket_routes = TicketRoutes(authenticator, reads, tickets, search)
     report_routes = ReportRoutes(authenticator, tickets)
+    cache_routes = CacheRoutes(authenticator, cache, tickets)
     session_routes = SessionRoutes(
         authenticator,
         sessions,
@@ -59,14 +73,10 @@ def build_app(settings: Settings) -> web.Application:
         cookie_secure=settings.cookie_secure,
     )
     health = HealthRoute(redis=redis, cache_redis=cache_redis, tickets=tickets, search=search, notifier=notifier)
-    document = json_response(openapi.document()).body
-
-    async def serve_openapi(_request: web.Request) -> web.Response:
-        headers = {"Content-Type": "application/json", "Cache-Control": "public, max-age=300"}
-        return web.Response(body=document, headers=headers)
+    description = Description()
 
     handlers: dict[str, Handler] = {
-        "sign_in": _carried_to_its_end(session_routes.sign_in),
+        "sign_in": _carried_to_its_end(limited.sign_in(session_routes.sign_in)),
         "who_am_i": session_routes.who_am_i,
         "sign_out": _carried_to_its_end(session_routes.sign_out),
         "create_key": session_routes.keys,
@@ -74,9 +84,9 @@ def build_app(settings: Settings) -> web.Application:
         "revoke_key": _carried_to_its_end(session_routes.revoke_key),
         "realtime_token": session_routes.realtime_token,
         "create_ticket": ticket_routes.write,
-        "create_tickets": ticket_routes.write,
+        "create_tickets": limited.bulk(ticket_routes.write),
         "update_ticket": ticket_routes.write,
-        "update_tickets": ticket_routes.update_many,
+        "update_tickets": limited.bulk(ticket_routes.update_many),
         "add_comment": ticket_routes.write,
         "list_tickets": ticket_routes.list,
         "get_ticket": ticket_routes.get,
@@ -87,14 +97,25 @@ def build_app(settings: Settings) -> web.Application:
         "report_tickets": report_routes.report,
         "report_times": report_routes.report,
         "report_backlog": report_routes.report,
+        "cache_figures": cache_routes.figures,
+        "clear_cache": _carried_to_its_end(cache_routes.clear),
         "health": health.get,
-        "openapi": serve_openapi,
+        "openapi": description.document.get,
+        "docs": description.page.get,
     }
     for endpoint in ENDPOINTS:
         app.router.add_route(endpoint.method, endpoint.path, handlers[endpoint.operation])
+    app.router.add_route("GET", description.stylesheet, description.styles.get)
+    allow_origins(app, settings, [endpoint.path for endpoint in ENDPOINTS])
 
     async def resources(_app: web.Application) -> AsyncIterator[None]:
-        async with background.running("cache_invalidations", cache.listen):
+        async with (
+            background.running("cache_invalidations", cache.listen),
+            background.running("rate_limits", limits.run),
+            tickets.watched(),
+            search.watched(),
+            notifier.watched(),
+        ):
             yield
         await http.close()
         await redis.aclose()
@@ -111,6 +132,16 @@ def _carried_to_its_end(handler: Handler) -> Handler:
         return await background.finish(handler(request))
 
     return carried
+
+
+def _rates(settings: Settings) -> Rates:
+    return Rates(
+        credential=settings.limit_credential,
+        organization=settings.limit_organization,
+        address=settings.limit_address,
+        sign_in=settings.limit_sign_in,
+        account=settings.limit_account,
+    )
 
 
 def _redis(url: str) -> Redis:

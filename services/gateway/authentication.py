@@ -32,13 +32,13 @@ _TOKEN_LENGTH = 200
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """A principal and what `GET /api/session` tells of it; `session_token` is the cookie's value."""
+    """A principal and what `GET /api/session` tells of it; `token` is the key or the session cookie's value."""
 
     principal: Principal
     user: User
     organization: Organization
+    token: str
     csrf_token: str | None = None
-    session_token: str | None = None
 
 
 CALLER: web.RequestKey[Caller] = web.RequestKey("caller", Caller)
@@ -96,6 +96,11 @@ class Authenticator:
         )
         return caller
 
+    def remembered(self, token: str) -> Caller | None:
+        """Whose key or session this is, as long as that need not be asked again."""
+        known = self._remembered.get(token)
+        return known[1] if known is not None and known[0] > time.monotonic() else None
+
     async def revoke(self, credential_id: str) -> None:
         """Forget a credential here at once and have its open sockets closed.
 
@@ -134,7 +139,7 @@ class Authenticator:
             raise unavailable("The tickets service")
         found = self._resolved_key.decode(answer.body)
         principal = _principal(found.user, found.organization, "api_key", str(found.key_id))
-        return Caller(principal, found.user, found.organization)
+        return Caller(principal, found.user, found.organization, key)
 
     async def _caller_of_session(self, token: str) -> Caller | None:
         try:
@@ -144,7 +149,7 @@ class Authenticator:
         if session is None:
             return None
         principal = _principal(session.user, session.organization, "session", str(session.id))
-        return Caller(principal, session.user, session.organization, session.csrf_token, token)
+        return Caller(principal, session.user, session.organization, token, session.csrf_token)
 
 
 def _principal(user: User, organization: Organization, credential: str, credential_id: str) -> Principal:

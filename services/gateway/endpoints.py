@@ -6,19 +6,26 @@ from typing import Any
 import msgspec
 
 from libs.common import history, models, people, reports
+from libs.common.cache import administration
 from services.gateway.health import Health
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """`operation` names the handler in app.py; `problems` are the codes a client may meet besides the common ones."""
+    """`operation` names the handler in app.py; `problems` are the codes a client may meet besides the common ones.
+
+    `alone`: the gateway answers by itself, with something public that changes only with its version. `follows` are
+    operations that take what the answer tells: their names, and where in the answer their parameters stand.
+    """
 
     method: str
     path: str
     operation: str
     summary: str
     tag: str
+    description: str = ""
     status: int = 200
     request: Any = None
+    body_required: bool = True
     response: Any = None
     query: tuple[tuple[str, str, dict[str, Any]], ...] = ()
     cached: bool = False
@@ -26,6 +33,9 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     idempotent: bool = False
     consistency: bool = False
     public: bool = False
+    alone: bool = False
+    media_type: str = "application/json"
+    follows: tuple[tuple[str, dict[str, str]], ...] = ()
     problems: tuple[str, ...] = ()
 
 
@@ -42,7 +52,15 @@ _SORT_TEXT = (
 )
 _CURSOR_TEXT = "The `next_cursor` of the page before; only with the sort and the filters it was given out for."
 _IDEMPOTENT = ("invalid_parameter", "idempotency_key_in_use", "idempotency_key_reused")
+_USER = {"format": "uuid"}
+_ASSIGNEE = {"type": "string", "anyOf": [_USER, {"enum": ["me", "none"]}]}
+_CREATOR = {"type": "string", "anyOf": [_USER, {"enum": ["me"]}]}
+_QUERY = {"type": "string", "minLength": 1, "maxLength": 500, "pattern": models.NOT_BLANK}
 _BODY = ("malformed_json", "body_too_large", "unsupported_media_type", "validation_failed")
+
+
+_ID = {"ticket_id": "$response.body#/id"}
+_VERSION = {"header.If-Match": "$response.header.ETag"}
 
 
 def _names(among: type[enum.StrEnum]) -> dict[str, Any]:
@@ -58,6 +76,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         operation="sign_in",
         tag="session",
         summary="Sign in with e-mail and password",
+        description="The session travels in a cookie; its `csrf_token` goes into `X-CSRF-Token` with every request "
+        "that changes something. A session that the request came with ends.",
         status=201,
         request=people.SignIn,
         response=people.Session,
@@ -72,7 +92,16 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         summary="Who am I",
         response=people.WhoAmI,
     ),
-    Endpoint(method="DELETE", path="/api/session", operation="sign_out", tag="session", summary="Sign out", status=204),
+    Endpoint(
+        method="DELETE",
+        path="/api/session",
+        operation="sign_out",
+        tag="session",
+        summary="Sign out",
+        description="Ends the session and closes its sockets. An API key cannot be signed out, only revoked.",
+        status=204,
+        problems=("permission_denied",),
+    ),
     Endpoint(
         method="POST",
         path="/api/keys",
@@ -83,6 +112,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         request=people.NewApiKey,
         response=people.ApiKey,
         idempotent=True,
+        follows=(("revoke_key", {"key_id": "$response.body#/id"}),),
         problems=(*_BODY, *_IDEMPOTENT),
     ),
     Endpoint(
@@ -121,6 +151,13 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         response=models.Ticket,
         consistency=True,
         idempotent=True,
+        follows=(
+            ("get_ticket", _ID),
+            ("update_ticket", _ID | _VERSION),
+            ("add_comment", _ID),
+            ("list_comments", _ID),
+            ("list_history", _ID),
+        ),
         problems=(*_BODY, *_IDEMPOTENT, "external_id_taken"),
     ),
     Endpoint(
@@ -135,8 +172,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         query=(
             ("status", "Only tickets of this status, or of one of several with commas between.", _names(models.Status)),
             ("priority", "Only tickets of this priority, or of one of several.", _names(models.Priority)),
-            ("assigned_to", "Only tickets of this assignee: a user's id, `me` or `none`.", {"type": "string"}),
-            ("user_id", "Only tickets that this user created: a user's id or `me`.", {"type": "string"}),
+            ("assigned_to", "Only tickets of this assignee: a user's id, `me` or `none`.", _ASSIGNEE),
+            ("user_id", "Only tickets that this user created: a user's id or `me`.", _CREATOR),
             ("sort", _SORT_TEXT, {"type": "string", "enum": _TICKET_SORTS, "default": "-created_at"}),
             ("limit", "Tickets a page.", _LIMIT),
             ("cursor", _CURSOR_TEXT, {"type": "string"}),
@@ -175,6 +212,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         response=models.Ticket,
         consistency=True,
         cached=True,
+        follows=(("update_ticket", _ID | _VERSION),),
         problems=("ticket_not_found", "invalid_parameter"),
     ),
     Endpoint(
@@ -183,6 +221,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         operation="update_ticket",
         tag="tickets",
         summary="Change a ticket that is still at the version in If-Match",
+        description="Nobody's change is lost: if somebody else was faster the answer is 412 with `current_version`. "
+        "Get the ticket again, decide anew, and send the new version.",
         request=models.TicketChanges,
         response=models.Ticket,
         consistency=True,
@@ -239,7 +279,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         path="/api/audit",
         operation="list_audit",
         tag="session",
-        summary="List what was done to users and keys, and who signed in, newest first; for admins",
+        summary="List what was done to users, keys and caches, and who signed in, newest first; for admins",
         response=history.AuditPage,
         consistency=True,
         query=(
@@ -255,10 +295,12 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         operation="search",
         tag="search",
         summary="Full-text search",
+        description="Titles, descriptions and comments, best matches first. The index follows the tickets' events, "
+        "as a rule within a second; it knows no consistency token.",
         response=models.SearchResults,
         cached=True,
         query=(
-            ("q", 'Words, `"a phrase"`, `-not`, `or`; a bare number finds the ticket.', {"type": "string"}),
+            ("q", 'Words, `"a phrase"`, `-not`, `or`; a bare number finds the ticket.', _QUERY),
             ("limit", "Results.", {**_LIMIT, "maximum": 50, "default": 20}),
         ),
         problems=("invalid_parameter",),
@@ -300,6 +342,30 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     ),
     Endpoint(
         method="GET",
+        path="/api/admin/cache",
+        operation="cache_figures",
+        tag="operations",
+        summary="What the cache holds, and how often it answers; for admins",
+        description="Of the gateway process that answers, and of the cache that all of them share.",
+        response=administration.CacheFigures,
+        problems=("permission_denied",),
+    ),
+    Endpoint(
+        method="POST",
+        path="/api/admin/cache/clear",
+        operation="clear_cache",
+        tag="operations",
+        summary="Clear what is cached for the organization: everything, a tag or a prefix; for admins",
+        description="What was cleared is not given again: at the gateway that answers from then on, at others within "
+        "2 s. It stands in the audit log (`cache.cleared`), where it is written first.",
+        request=administration.ClearCache,
+        body_required=False,
+        response=administration.CacheCleared,
+        consistency=True,
+        problems=(*_BODY, "permission_denied", "ticket_not_found"),
+    ),
+    Endpoint(
+        method="GET",
         path="/api/health",
         operation="health",
         tag="operations",
@@ -312,7 +378,18 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         path="/api/openapi.json",
         operation="openapi",
         tag="operations",
-        summary="This document",
+        summary="The API's description as an OpenAPI 3.1 document",
         public=True,
+        alone=True,
+    ),
+    Endpoint(
+        method="GET",
+        path="/api/docs",
+        operation="docs",
+        tag="operations",
+        summary="The same description as a page to read",
+        public=True,
+        alone=True,
+        media_type="text/html",
     ),
 )

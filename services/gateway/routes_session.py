@@ -12,6 +12,7 @@ from libs.common.problems import Problem, decode_body, unavailable
 from libs.common.service import json_response, read_json_body
 from services.gateway.authentication import Authenticator
 from services.gateway.forwarding import forward, path_id, relayed
+from services.gateway.proxies import CLIENT
 from services.gateway.sessions import COOKIE, SessionStore
 from services.gateway.upstream import Upstream
 
@@ -69,7 +70,7 @@ class SessionRoutes:
             path="/",
             max_age=int((session.expires_at - dt.datetime.now(dt.UTC)).total_seconds()),
             httponly=True,
-            secure=self._cookie_secure,
+            secure=self._cookie_secure or request[CLIENT].scheme == "https",
             samesite="Lax",
         )
         return response
@@ -81,10 +82,10 @@ class SessionRoutes:
 
     async def sign_out(self, request: web.Request) -> web.Response:
         caller = await self._authenticator.authenticate(request)
-        if caller.session_token is None:
+        if caller.principal.credential != "session":
             raise Problem("permission_denied", "Only a session can be signed out; API keys are revoked.")
         try:
-            await self._sessions.end(caller.session_token)
+            await self._sessions.end(caller.token)
         except (RedisError, OSError) as error:
             raise unavailable("The session store") from error
         await self._authenticator.revoke(caller.principal.credential_id)

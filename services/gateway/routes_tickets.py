@@ -27,12 +27,10 @@ class TicketRoutes:
         self._search = search
 
     async def list(self, request: web.Request) -> web.Response:
-        principal = (await self._authenticator.authenticate(request)).principal
-        tags = [tickets_tag(principal.organization_id)]
-        query = list_query(request.query, principal)
-        return await self._reads.answer(
-            request, principal, self._tickets, key_type="ticket_list", tags=tags, query=query
-        )
+        caller = await self._authenticator.authenticate(request)
+        tags = [tickets_tag(caller.principal.organization_id)]
+        query = list_query(request.query, caller.principal)
+        return await self._reads.answer(request, caller, self._tickets, key_type="ticket_list", tags=tags, query=query)
 
     async def get(self, request: web.Request) -> web.Response:
         return await self._read_of_ticket(request, "ticket")
@@ -44,11 +42,9 @@ class TicketRoutes:
         return await self._read_of_ticket(request, "history")
 
     async def search(self, request: web.Request) -> web.Response:
-        principal = (await self._authenticator.authenticate(request)).principal
-        tags = [search_tag(principal.organization_id)]
-        return await self._reads.answer(
-            request, principal, self._search, key_type="search", tags=tags, consistent=False
-        )
+        caller = await self._authenticator.authenticate(request)
+        tags = [search_tag(caller.principal.organization_id)]
+        return await self._reads.answer(request, caller, self._search, key_type="search", tags=tags, consistent=False)
 
     async def write(self, request: web.Request) -> web.Response:
         """Create, update, comment: whatever changes tickets."""
@@ -72,9 +68,9 @@ class TicketRoutes:
         return relayed(answer)
 
     async def _read_of_ticket(self, request: web.Request, key_type: str) -> web.Response:
-        principal = (await self._authenticator.authenticate(request)).principal
+        caller = await self._authenticator.authenticate(request)
         tags = [ticket_tag(path_id(request, "ticket_id"))]
-        return await self._reads.answer(request, principal, self._tickets, key_type=key_type, tags=tags)
+        return await self._reads.answer(request, caller, self._tickets, key_type=key_type, tags=tags)
 
 
 def list_query(query: Mapping[str, str], principal: Principal) -> dict[str, str]:

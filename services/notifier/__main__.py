@@ -1,7 +1,7 @@
 """`python -m services.notifier`: serve."""
 
 from libs.common.commands import command_group, load_settings
-from libs.common.service import serve
+from libs.common.serving import serve
 from services.notifier.app import NAME, build_app
 from services.notifier.settings import Settings
 

@@ -2,15 +2,7 @@
 
 import dataclasses
 
-from libs.common.settings import PORT, REDIS_URL, ServiceSettings, comma_list, env
-
-
-def origin(text: str) -> str:
-    """An exact browser origin: scheme, host and port, nothing after them."""
-    scheme, separator, host = text.partition("://")
-    if scheme not in {"http", "https"} or not separator or not host or set(host) & set("/*?#@ "):
-        raise ValueError(f"{text!r} is not an origin such as https://desk.example.com")
-    return text.lower()
+from libs.common.settings import PORT, REDIS_URL, ServiceSettings, comma_list, env, origin
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from libs.common.postgres import create_pool, translate_error
 from libs.common.service import add_service_defaults
 from services.search.consumers import INDEX_GROUP, INVALIDATE_GROUP, IndexConsumer, InvalidateConsumer
 from services.search.documents import Documents
+from services.search.health import HealthRoutes
 from services.search.paths import MIGRATIONS
 from services.search.queries import Queries
 from services.search.routes import SearchRoutes
@@ -30,14 +31,16 @@ _QUERIES: web.AppKey[Queries] = web.AppKey("queries", Queries)
 
 def build_app(settings: Settings) -> web.Application:
     app = web.Application()
-    add_service_defaults(app, translate=translate_error)
+    add_service_defaults(app, translate=translate_error, internal=True)
     verifier = Verifier(settings.trusted_keys, audience="search")
     signer = Signer(settings.signing_key)
 
     def queries() -> Queries:
         return app[_QUERIES]  # it is there before the first request: the port opens after `resources` has begun
 
+    consumers: dict[str, EventConsumer] = {}
     SearchRoutes(queries, verifier).add_to(app.router)
+    HealthRoutes(queries, consumers, verifier).add_to(app.router)
 
     async def resources(app: web.Application) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
@@ -65,6 +68,7 @@ def build_app(settings: Settings) -> web.Application:
                 (INVALIDATE_GROUP, InvalidateConsumer(tags)),
             ):
                 events = EventConsumer(settings.kafka_bootstrap, group=group, apply=consumer.apply)
+                consumers[group] = events
                 await stack.enter_async_context(background.running(group, events.run))
             yield
 

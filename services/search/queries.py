@@ -14,6 +14,7 @@ from services.search.texts import highlight, searchable
 QUERY_LENGTH = 500
 LIMIT = 50
 DEFAULT_LIMIT = 20
+_ANSWER_SECONDS = 1.0
 # A bare number, as people write a ticket's; PostgreSQL's bigint has room for 18 digits whatever they are.
 _NUMBER = re.compile(r"#?([0-9]{1,18})", re.ASCII)
 
@@ -23,6 +24,11 @@ class Queries:
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
+
+    async def check(self) -> None:
+        """Raise what the driver raises when the database does not answer within a second."""
+        async with self._pool.acquire(timeout=_ANSWER_SECONDS) as connection:
+            await connection.execute("SELECT 1", timeout=_ANSWER_SECONDS)
 
     async def search(self, organization_id: uuid.UUID, text: str, limit: int) -> SearchResults:
         """The best `limit` (1 to 50) of the newest 200 matches of `text`, in the syntax of web search engines.

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from libs.common.settings import HTTP_URL, PORT, POSTGRES_URL, REDIS_URL, ServiceSettings, env
+from libs.common.settings import HTTP_URL, PORT, POSTGRES_URL, REDIS_URL, WORKERS, ServiceSettings, env
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,6 +13,8 @@ class DatabaseSettings:
     owner_database_url: str | None = env("SEARCH_OWNER_DATABASE_URL", POSTGRES_URL, None)
     host: str = env("SEARCH_HOST", str, "127.0.0.1")
     port: int = env("SEARCH_PORT", PORT, 8083)
+    workers: int = env("SEARCH_WORKERS", WORKERS, 1)
+    metrics_port: int = env("SEARCH_METRICS_PORT", PORT, 9380)
     tickets_url: str | None = env("SEARCH_TICKETS_URL", HTTP_URL, None)
 
     @property

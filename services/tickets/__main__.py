@@ -11,10 +11,11 @@ import typer
 from aiohttp import web
 
 from libs.common import background, logs, migrations
-from libs.common.commands import EXIT_FAILED, PhaseOption, command_group, load_settings, migrate
+from libs.common.commands import EXIT_FAILED, PhaseOption, WorkersOption, command_group, load_settings, migrate
 from libs.common.models import Role
 from libs.common.postgres import UNAVAILABLE_ERRORS
-from libs.common.service import add_service_defaults, serve
+from libs.common.service import add_service_defaults
+from libs.common.serving import serve
 from services.tickets import partitions, people
 from services.tickets.app import build_app
 from services.tickets.database import Database
@@ -28,10 +29,18 @@ commands = command_group("The tickets service: the system of record.")
 
 
 @commands.command("serve")
-def serve_command() -> None:
+def serve_command(workers: WorkersOption = None) -> None:
     """Serve HTTP (and relay events, unless TICKETS_RELAY_EMBEDDED=false)."""
     loaded = load_settings(Settings, service="tickets")
-    serve("tickets", lambda: build_app(loaded), loaded, host=loaded.host, port=loaded.port)
+    serve(
+        "tickets",
+        lambda: build_app(loaded),
+        loaded,
+        host=loaded.host,
+        port=loaded.port,
+        processes=workers or loaded.workers,
+        metrics_port=loaded.metrics_port,
+    )
 
 
 @commands.command("relay")

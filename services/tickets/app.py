@@ -20,6 +20,7 @@ from services.tickets import (
 )
 from services.tickets.database import Database, HotStatements
 from services.tickets.relay import Relay
+from services.tickets.routes_health import HealthRoutes
 from services.tickets.routes_history import HistoryRoutes
 from services.tickets.routes_lists import ListRoutes
 from services.tickets.routes_people import PeopleRoutes
@@ -53,13 +54,14 @@ HOT = HotStatements(
 
 def build_app(settings: Settings) -> web.Application:
     app = web.Application(client_max_size=BODY_BYTES)
-    add_service_defaults(app, translate=translate_error)
+    add_service_defaults(app, translate=translate_error, internal=True)
     verifier = Verifier(settings.trusted_keys, audience="tickets")
     relay = Relay(settings)
 
     def database() -> Database:
         return app[_DATABASE]  # it is there before the first request: the port opens after `resources` has begun
 
+    HealthRoutes(database, verifier, settings.kafka_bootstrap).add_to(app.router)
     TicketRoutes(database, verifier, wrote=relay.wake).add_to(app.router)
     ListRoutes(database, verifier).add_to(app.router)
     HistoryRoutes(database, verifier).add_to(app.router)

@@ -1,12 +1,12 @@
-"""The audit log: what was done to organizations, users and keys, and who signed in. A secret is never in it."""
+"""The audit log: what was done to organizations, users, keys and caches, and who signed in. No secret is in it."""
 
 import uuid
 from collections.abc import Mapping
 
 import asyncpg
 
-from libs.common.consistency import Requirement
-from libs.common.history import Action, AuditActor, AuditPage
+from libs.common.consistency import Position, Requirement
+from libs.common.history import Action, AuditActor, AuditPage, CacheClear
 from libs.common.identity import Principal
 from libs.common.models import Role
 from libs.common.people import User
@@ -40,6 +40,20 @@ async def record(
     await store_audit.insert_audit(
         connection, organization_id, actor, action, target_id=target_id, details=details or {}
     )
+
+
+async def record_cache_clear(database: Database, clear: CacheClear) -> Position:
+    """Write an entry about the gateway's cache; the position from which it can be read."""
+    async with database.write(clear.organization_id) as write:
+        await record(
+            write.connection,
+            clear.organization_id,
+            clear.actor,
+            Action.CACHE_CLEARED,
+            target_id=clear.organization_id,
+            details=clear.details,
+        )
+    return write.position
 
 
 async def list_audit(

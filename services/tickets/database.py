@@ -176,11 +176,7 @@ class Database:
                 replica.ask_soon()
         primary = self.servers.primary
         if primary.standing is None or (need is not None and need > primary.standing.position):
-            reached = (await primary.ask()).position
-            if need is not None and need.timeline == reached.timeline + 1:
-                raise ConnectionError("a promotion has not been noticed yet")  # by this instance; another one has
-            if need is not None and need > reached:
-                raise Problem("invalid_parameter", "The consistency token is from the future.")
+            _require_reached(need, (await primary.ask()).position)
         return await _read_on(primary, organization_id, work, need)
 
     async def report(self, organization_id: uuid.UUID, work: Work[T], need: Position | None = None) -> Found[T]:
@@ -190,7 +186,8 @@ class Database:
 
         Raises:
             Problem: `service_unavailable` when there is no such replica, it does not answer, does not get to `need`, or
-                is more than five minutes behind; `deadline_exceeded` when a statement took too long.
+                is more than five minutes behind; `deadline_exceeded` when a statement took too long;
+                `invalid_parameter` for a position that the primary has not reached.
         """
         server = self.servers.analytics
         if server is None:
@@ -198,6 +195,7 @@ class Database:
         _require_reports(server)
         if need and not (server.has(need) or await self.servers.first_with(need, [server], REPORT_WAIT_SECONDS)):
             _require_reports(server)
+            _require_reached(need, (await self.servers.primary.ask()).position)
             raise Problem("service_unavailable", "The analytics replica has not yet replayed what the token asks for.")
         try:
             return await _read_on(server, organization_id, work, need)
@@ -239,6 +237,14 @@ async def _require_current(url: str) -> None:
         await require_current(connection, MIGRATIONS)
     finally:
         connection.terminate()
+
+
+def _require_reached(need: Position | None, reached: Position) -> None:
+    """Nobody was ever given a token beyond where the primary is."""
+    if need is not None and need.timeline == reached.timeline + 1:
+        raise ConnectionError("a promotion has not been noticed yet")  # by this instance; another one has
+    if need is not None and need > reached:
+        raise Problem("invalid_parameter", "The consistency token is from the future.")
 
 
 def _require_reports(server: Replica) -> None:

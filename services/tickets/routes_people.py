@@ -30,7 +30,6 @@ class PeopleRoutes:
     def add_to(self, router: web.UrlDispatcher) -> None:
         router.add_post("/internal/sign-in", self.sign_in)
         router.add_post("/internal/keys/resolve", self.resolve_key)
-        router.add_get("/internal/health", self.health, allow_head=False)
         router.add_post("/api/keys", self.create_key)
         router.add_get("/api/keys", self.list_keys, allow_head=False)
         router.add_delete("/api/keys/{key_id}", self.revoke_key)
@@ -44,12 +43,6 @@ class PeopleRoutes:
         self._verifier.service(request.headers.get(PRINCIPAL_HEADER))
         body = decode_body(_resolve_key, await read_json_body(request))
         return json_response(await people.resolve_key(self._database(), bytes.fromhex(body.sha256)))
-
-    async def health(self, request: web.Request) -> web.Response:
-        """Whether the database answers, for the gateway's `/api/health`."""
-        self._verifier.service(request.headers.get(PRINCIPAL_HEADER))
-        await self._database().check()
-        return json_response({"status": "ok"})
 
     async def create_key(self, request: web.Request) -> web.Response:
         principal = self._verifier.principal(request.headers.get(PRINCIPAL_HEADER))

@@ -24,7 +24,8 @@ _changes = msgspec.json.Decoder(TicketChanges)
 _new_comment = msgspec.json.Decoder(NewComment)
 _bulk = msgspec.json.Decoder(BulkCreate)
 _bulk_update = msgspec.json.Decoder(BulkUpdate)
-_VERSION = re.compile(r'"([0-9]{1,18})"')  # a strong entity tag (RFC 9110, section 8.8.3) with one of our versions
+# A strong entity tag (RFC 9110, section 8.8.3) with one of our versions; the gateway names the content coding in it.
+_VERSION = re.compile(r'"([0-9]{1,18})(?:-(?:br|gzip))?"')
 
 
 class TicketRoutes:

@@ -19,7 +19,7 @@ from prometheus_client import Gauge
 from libs.common import background
 from libs.common.consistency import Position
 from libs.common.lending import Lending
-from libs.common.postgres import UNAVAILABLE_ERRORS, connect, given_up_after
+from libs.common.postgres import UNAVAILABLE_ERRORS, connect, end, given_up_after
 from services.tickets import store_servers
 from services.tickets.store_servers import Standing
 
@@ -176,8 +176,8 @@ class Primary(Server):
     async def _promoted(self, timeline: int) -> None:
         log.warning("database_promoted", timeline=timeline)
         await self.look_again()
-        for connection in list(self.connections.lent):  # whatever they wait for there, it would not count
-            connection.terminate()
+        for connection in [*self.connections.lent, *self._identity.lent]:  # whatever they wait for would not count
+            end(connection)
 
     def _answered(self, standing: Standing) -> None:
         # Answers to the watch and to writers overtake one another.

@@ -5,6 +5,7 @@ import dataclasses
 from libs.common.settings import (
     PORT,
     POSTGRES_URL,
+    WORKERS,
     ServiceSettings,
     boolean,
     comma_list,
@@ -25,6 +26,8 @@ class DatabaseSettings:
     pool_maximum: int = env("TICKETS_POOL_MAXIMUM", integer(1, 200), 50)
     host: str = env("TICKETS_HOST", str, "127.0.0.1")
     port: int = env("TICKETS_PORT", PORT, 8081)
+    workers: int = env("TICKETS_WORKERS", WORKERS, 1)
+    metrics_port: int = env("TICKETS_METRICS_PORT", PORT, 9280)
     relay_embedded: bool = env("TICKETS_RELAY_EMBEDDED", boolean, default=True)
     history_days: int = env("TICKETS_HISTORY_DAYS", integer(0, 36_500), 0)
     audit_days: int = env("TICKETS_AUDIT_DAYS", integer(0, 36_500), 0)

@@ -21,10 +21,11 @@ from rich.table import Table
 from infra.local.stack import Stack
 from tests.bench import (
     bulk,
-    cached_get,
+    cache_workload,
     commit_to_kafka,
     commit_to_socket,
     create,
+    gateway,
     lists,
     read_capacity,
     read_one,
@@ -35,7 +36,8 @@ from tests.support.clients import provision
 
 BENCHMARKS = {
     "create": create.measure,
-    "cached-get": cached_get.measure,
+    "gateway": gateway.measure,
+    "cache-workload": cache_workload.measure,
     "read-one": read_one.measure,
     "read-capacity": read_capacity.measure,
     "commit-to-socket": commit_to_socket.measure,

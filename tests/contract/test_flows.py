@@ -17,7 +17,13 @@ SERVICES = ("gateway", "tickets", "notifier", "search")
 HOPS = 3
 REASON = "  - Longer: "
 # Answered by the gateway itself: no flow.
-NO_FLOW = {("GET", "/api/session"), ("GET", "/api/keys"), ("GET", "/api/health"), ("GET", "/api/openapi.json")}
+NO_FLOW = {
+    ("GET", "/api/session"),
+    ("GET", "/api/keys"),
+    ("GET", "/api/health"),
+    ("GET", "/api/openapi.json"),
+    ("GET", "/api/docs"),
+}
 
 _HOP = re.compile(r"  (\d+)\. `([\w/]+\.py):([\w.]+)`")
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from redis.asyncio import Redis
 
 from libs.common import background
-from libs.common.cache.readthrough import Load, Loaded, ReadThroughCache, connect
+from libs.common.cache.readthrough import Lives, Load, Loaded, ReadThroughCache, connect
 from libs.common.consistency import Position, Requirement
 from tests.support.realtime import until
 
@@ -102,7 +102,7 @@ class Process:
             key_type="document",
             tags=[name, name.partition(":")[0]],
             need=need,
-            seconds=600,
+            lives=Lives(600),
             load=self.source.load(self.name, name),
         )
         assert entry.consistency is not None

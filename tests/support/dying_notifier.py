@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from libs.common.service import serve
+from libs.common.serving import serve
 from libs.common.settings import load
 from services.notifier.app import NAME, build_app
 from services.notifier.settings import Settings

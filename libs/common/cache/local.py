@@ -1,5 +1,7 @@
 """L1: a bounded LRU in the process, emptied whenever it can no longer be told of invalidations."""
 
+import functools
+import heapq
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -9,11 +11,11 @@ import msgspec
 from libs.common.consistency import Position
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class Entry(msgspec.Struct, frozen=True, array_like=True, dict=True):
     """A cached answer, stored as it is written to the client: its body and the headers that belong to it.
 
     It includes everything that had been told to anybody before `as_of`; nothing in it is newer than `consistency`.
-    Both are None for an answer whose source knows no positions.
+    Both are None for an answer whose source knows no positions. `made_at` is in seconds since 1970.
     """
 
     body: bytes
@@ -21,9 +23,28 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     as_of: Position | None
     consistency: Position | None
     stamps: tuple[str, ...]
+    status: int = 200
+    made_at: float = 0.0
+
+    @functools.cached_property
+    def forms(self) -> dict[str, bytes]:
+        """What its readers have made of it: encodings, whole answers. Kept in this process, as long as the entry."""
+        return {}
 
     def satisfies(self, need: Position | None) -> bool:
         return need is None or (self.as_of is not None and self.as_of >= need)
+
+
+class _Kept:
+    """An entry, until when (`time.monotonic`), its tags, and how often it was given."""
+
+    __slots__ = ("entry", "hits", "tags", "until")
+
+    def __init__(self, entry: Entry, until: float, tags: frozenset[str]) -> None:
+        self.entry = entry
+        self.until = until
+        self.tags = tags
+        self.hits = 0
 
 
 class LocalCache:
@@ -34,9 +55,9 @@ class LocalCache:
     """
 
     def __init__(self, *, items: int, seconds: float) -> None:
-        self._items = items
+        self.items = items
         self._seconds = seconds
-        self._entries: OrderedDict[str, tuple[float, Entry, frozenset[str]]] = OrderedDict()
+        self._entries: OrderedDict[str, _Kept] = OrderedDict()
         self._keys_by_tag: dict[str, set[str]] = {}
         self._listening = False
 
@@ -57,20 +78,23 @@ class LocalCache:
         found = self._entries.get(key)
         if found is None:
             return None
-        if found[0] < time.monotonic():
+        if found.until < time.monotonic():
             self._drop(key)
             return None
         self._entries.move_to_end(key)
-        return found[1]
+        found.hits += 1
+        return found.entry
 
-    def put(self, key: str, entry: Entry, tags: Sequence[str]) -> None:
+    def put(self, key: str, entry: Entry, tags: Sequence[str], *, seconds: float | None = None) -> None:
+        """Keep an entry for the cache's seconds, or for fewer."""
         if not self._listening:
             return
         self._drop(key)
-        self._entries[key] = (time.monotonic() + self._seconds, entry, frozenset(tags))
+        lives = self._seconds if seconds is None else min(seconds, self._seconds)
+        self._entries[key] = _Kept(entry, time.monotonic() + lives, frozenset(tags))
         for tag in tags:
             self._keys_by_tag.setdefault(tag, set()).add(key)
-        while len(self._entries) > self._items:
+        while len(self._entries) > self.items:
             self._drop(next(iter(self._entries)))
 
     def invalidate(self, tags: Iterable[str]) -> None:
@@ -78,11 +102,22 @@ class LocalCache:
             for key in tuple(self._keys_by_tag.get(tag, ())):
                 self._drop(key)
 
+    def remove(self, beginnings: tuple[str, ...]) -> None:
+        """Remove the entries whose keys begin like one of `beginnings`."""
+        for key in tuple(self._entries):
+            if key.startswith(beginnings):
+                self._drop(key)
+
+    def hottest(self, beginning: str, count: int) -> list[tuple[str, int]]:
+        """The keys that begin like this and were given most often since they were put, with how often that was."""
+        given = ((key, kept.hits) for key, kept in self._entries.items() if key.startswith(beginning))
+        return heapq.nlargest(count, given, key=lambda one: one[1])
+
     def _drop(self, key: str) -> None:
         found = self._entries.pop(key, None)
         if found is None:
             return
-        for tag in found[2]:
+        for tag in found.tags:
             keys = self._keys_by_tag[tag]
             keys.discard(key)
             if not keys:

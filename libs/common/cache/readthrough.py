@@ -7,36 +7,55 @@ Redis did not take is owed: nobody here reads L2 before it has been made up for.
 """
 
 import asyncio
+import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 import structlog
+from prometheus_client import Counter
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from libs.common.cache.local import Entry, LocalCache
-from libs.common.cache.tags import CHANNEL, PRIMARY, Tags, TagValue, key_of, parse
+from libs.common.cache.store import Begun, Shared, Store
+from libs.common.cache.tags import CHANNEL, KEYS_BEGIN, PRIMARY, Tags, TagValue
 from libs.common.consistency import Position, Requirement
 from libs.common.metrics import CACHE_HITS, CACHE_MISSES
 
-_PREFIX = "entry:"
 _REDIS_SECONDS = 1.0
 _RETRY_L2_SECONDS = 1.0
+_ASK_SECONDS = 0.5
 _SILENCE_SECONDS = 1.0
+_TRUSTED_SECONDS = 1.5
 _OWED_TAGS = 10_000
 log = structlog.get_logger()
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """A load's answer; see `Entry` for the two positions."""
+    """A load's answer; see `Entry` for the two positions. A `status` of 404 says that there is nothing."""
 
     body: bytes
     headers: dict[str, str]
     as_of: Position | None
     consistency: Position | None
+    status: int = 200
+
+
+class Lives(NamedTuple):
+    """How long an entry may be given, in seconds.
+
+    `valid`: while nothing has made it old. `missing`: when it says that there is nothing. `stale`: after it was made,
+    though it may be old, while its source is away.
+    """
+
+    valid: int
+    missing: int = 5
+    stale: int = 0
 
 
 Load = Callable[[Requirement], Awaitable[Loaded]]
@@ -53,10 +72,36 @@ def connect(url: str) -> Redis:
     )
 
 
+class State(NamedTuple):
+    """What the cache holds: entries in L1 of at most `items`, loads under way, and Redis's own figures."""
+
+    entries: int
+    items: int
+    listening: bool
+    flights: int
+    shared: Shared | None
+
+
+class _Question(NamedTuple):
+    """What a reader asks of the cache besides the key."""
+
+    tags: Sequence[str]
+    lives: Lives
+    load: Load
+    is_away: Callable[[Exception], bool]
+
+    def seconds(self, entry: Entry) -> int:
+        return self.lives.valid if entry.status == 200 else self.lives.missing
+
+    def may_be_stale(self, entry: Entry, need: Position | None) -> bool:
+        return entry.status == 200 and entry.satisfies(need) and time.time() - entry.made_at < self.lives.stale
+
+
 class _Flight:
     """A load under way. Once `overtaken`, its answer may be old: nobody joins it and L1 does not keep it."""
 
-    def __init__(self, tags: Sequence[str], need: Position | None) -> None:
+    def __init__(self, key: str, tags: Sequence[str], need: Position | None) -> None:
+        self.key = key
         self.tags = frozenset(tags)
         self.need = need
         self.overtaken = False
@@ -69,12 +114,13 @@ class ReadThroughCache:
     def __init__(self, l2: Redis, *, l1_items: int, l1_seconds: float) -> None:
         self._l2 = l2
         self._tags = Tags(l2)
+        self._store = Store(l2)
         self._l1 = LocalCache(items=l1_items, seconds=l1_seconds)
         self._flights: dict[str, _Flight] = {}
         self._l2_retry_at = 0.0
         self._owed: dict[str, Position] = {}
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(Entry)
+        self._current_at = -math.inf  # L1 knows of every bump before this moment of the monotonic clock
+        self._counters: dict[tuple[str, ...], Counter] = {}
 
     async def get(
         self,
@@ -83,28 +129,43 @@ class ReadThroughCache:
         key_type: str,
         tags: Sequence[str],
         need: Position | None,
-        seconds: int,
+        lives: Lives,
         load: Load,
+        is_away: Callable[[Exception], bool] = lambda _error: False,
     ) -> tuple[Entry, str]:
-        """The answer for `key` and where it came from: `l1`, `l2` or `miss`.
+        """The answer for `key` and where it came from: `l1`, `l2`, `miss` or `stale`.
 
-        `key` must name everything the answer depends on. `seconds` is its time to live in L2.
+        `key` must name everything the answer depends on. When `load` fails with an error of which `is_away` says that
+        it tells nothing of the answer, the last one known is given as `stale`, if it may still be.
 
         Raises:
             Exception: whatever `load` raises; nothing is cached then.
         """
-        local = self._l1.get(key)
-        if local is not None and local.satisfies(need):
-            CACHE_HITS.labels("l1", key_type).inc()
+        local = self.at_hand(key, key_type, need)
+        if local is not None:
             return local, "l1"
-        entry, outcome = await self._fly(key, tags, need, seconds, load)
-        if not entry.satisfies(need):
+        entry, outcome = await self._fly(key, need, _Question(tags, lives, load, is_away))
+        if not entry.satisfies(need) and (entry.status == 200 or outcome != "miss"):
             raise RuntimeError(f"the load of {key} ignored what it must include: {need}")
-        if outcome == "miss":
-            CACHE_MISSES.labels(key_type).inc()
+        if outcome == "l2":
+            self._counted(CACHE_HITS, "l2", key_type).inc()
         else:
-            CACHE_HITS.labels(outcome, key_type).inc()
+            self._counted(CACHE_MISSES, key_type).inc()
         return entry, outcome
+
+    def at_hand(self, key: str, key_type: str, need: Position | None) -> Entry | None:
+        """What L1 has for `key`, if it will do."""
+        entry = self._l1.get(key)
+        if entry is None or not entry.satisfies(need) or time.monotonic() - self._current_at > _TRUSTED_SECONDS:
+            return None
+        self._counted(CACHE_HITS, "l1", key_type).inc()
+        return entry
+
+    def _counted(self, counter: Counter, *labels: str) -> Counter:
+        child = self._counters.get(labels)
+        if child is None:
+            child = self._counters[labels] = counter.labels(*labels)
+        return child
 
     async def bump(self, tags: Sequence[str], position: Position) -> None:
         """Invalidate here and everywhere. When Redis does not answer the others hear of it by the event."""
@@ -116,30 +177,66 @@ class ReadThroughCache:
             self._owe(tags, position)
         self._invalidate_here(tags)
 
+    async def clear_tags(self, tags: Sequence[str]) -> None:
+        """Clear by hand whatever carries one of `tags`: here at once, elsewhere as soon as a bump would be heard.
+
+        Raises:
+            RedisError, OSError, TimeoutError: when Redis does not say that it was done.
+        """
+        await self._tags.clear(tags)
+        self._invalidate_here(tags)
+
+    async def clear_keys(self, scope: str, beginnings: Sequence[str]) -> int:
+        """Clear by hand the keys of a scope that begin like one of `beginnings`; how many were removed from L2.
+
+        Every beginning begins with the scope and a colon. Redis looks at all of its keys, those of other scopes too.
+
+        Raises:
+            RedisError, OSError, TimeoutError: when Redis does not say that it was done; it may be done in part.
+        """
+        removed = await self._store.remove(scope, beginnings)
+        self._remove_here(tuple(beginnings))
+        return removed
+
+    async def state(self) -> State:
+        """What the cache holds. Without the part of Redis when that does not answer."""
+        try:
+            shared = await self._store.state()
+        except (RedisError, OSError, TimeoutError) as error:
+            self._l2_failed(error)
+            shared = None
+        return State(len(self._l1), self._l1.items, self._l1.listening, len(self._flights), shared)
+
+    def hottest(self, beginning: str, count: int) -> list[tuple[str, int]]:
+        """As `LocalCache.hottest`."""
+        return self._l1.hottest(beginning, count)
+
     async def listen(self) -> None:
         """Keep L1 true to the bumps of other processes, until the connection fails.
 
-        A connection that has been silent for a second is asked for a sign of life, so that a dead one is noticed
-        within two. L1 gives nothing while nobody is listening.
+        Whatever comes, the connection is asked for a sign of life twice a second: its answer says that every bump from
+        before the question has come. L1 gives nothing while the last question that was answered is older than 1.5 s,
+        be it that the connection lags or that this process stood still, nor while nobody is listening.
         """
         pubsub = self._l2.pubsub()
         try:
+            asked_at, answered = time.monotonic(), False
             await pubsub.subscribe(CHANNEL)
-            asked = False
             while True:
-                message = await pubsub.get_message(timeout=_SILENCE_SECONDS)
+                message = await pubsub.get_message(timeout=_ASK_SECONDS / 2)
                 _stop_if_cancelled()
-                if message is None:
-                    if asked:
-                        raise TimeoutError("the invalidation connection is silent")
+                if message is not None and message["type"] in {"subscribe", "pong"}:
+                    if message["type"] == "subscribe":
+                        self._start_listening()
+                    self._current_at, answered = asked_at, True
+                elif message is not None and message["type"] == "message":
+                    self._told(message["data"].decode().split("\n"))
+                now = time.monotonic()
+                if not answered and now - asked_at > _SILENCE_SECONDS:
+                    raise TimeoutError("the invalidation connection does not answer")
+                if answered and now - asked_at >= _ASK_SECONDS:
+                    asked_at, answered = now, False
                     await pubsub.ping()
-                    asked = True
-                    continue
-                asked = False
-                if message["type"] == "subscribe":
-                    self._start_listening()
-                elif message["type"] == "message":
-                    self._invalidate_here(message["data"].decode().split("\n"))
         finally:
             self._stop_listening()
             await pubsub.aclose()  # type: ignore[no-untyped-call]
@@ -162,15 +259,25 @@ class ReadThroughCache:
             if not flight.tags.isdisjoint(tags):
                 flight.overtaken = True
 
-    async def _fly(
-        self, key: str, tags: Sequence[str], need: Position | None, seconds: int, load: Load
-    ) -> tuple[Entry, str]:
+    def _told(self, lines: Sequence[str]) -> None:
+        """Heed a message of `CHANNEL`."""
+        self._invalidate_here([line for line in lines if not line.startswith(KEYS_BEGIN)])
+        if beginnings := tuple(line.removeprefix(KEYS_BEGIN) for line in lines if line.startswith(KEYS_BEGIN)):
+            self._remove_here(beginnings)
+
+    def _remove_here(self, beginnings: tuple[str, ...]) -> None:
+        self._l1.remove(beginnings)
+        for flight in self._flights.values():
+            if flight.key.startswith(beginnings):
+                flight.overtaken = True
+
+    async def _fly(self, key: str, need: Position | None, question: _Question) -> tuple[Entry, str]:
         """Join the load under way if it will do, else start one."""
         failed = False
         while True:
             flight = self._flights.get(key)
             if flight is None or flight.overtaken or _exceeds(need, flight.need) or (failed and flight.need != need):
-                flight = self._start(key, tags, need, seconds, load)
+                flight = self._start(key, need, question)
             try:
                 # The load is everybody's: one waiter that goes away must not take it from the others.
                 return await asyncio.shield(flight.task)
@@ -180,14 +287,14 @@ class ReadThroughCache:
                 # Perhaps it failed only because somebody else asked too much of it, such as a token from the future.
                 failed = True
 
-    def _start(self, key: str, tags: Sequence[str], need: Position | None, seconds: int, load: Load) -> _Flight:
-        flight = _Flight(tags, need)
+    def _start(self, key: str, need: Position | None, question: _Question) -> _Flight:
+        flight = _Flight(key, question.tags, need)
 
         async def fly() -> tuple[Entry, str]:
             try:
-                entry, outcome = await self._read(key, tags, need, seconds, load)
-                if not flight.overtaken:
-                    self._l1.put(key, entry, tags)
+                entry, outcome = await self._read(key, need, question)
+                if not flight.overtaken and outcome != "stale":
+                    self._l1.put(key, entry, question.tags, seconds=question.seconds(entry))
                 return entry, outcome
             finally:
                 if self._flights.get(key) is flight:
@@ -202,39 +309,62 @@ class ReadThroughCache:
         flight.task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return flight
 
-    async def _read(
-        self, key: str, tags: Sequence[str], need: Position | None, seconds: int, load: Load
-    ) -> tuple[Entry, str]:
-        values: list[TagValue] | None = None
+    async def _read(self, key: str, need: Position | None, question: _Question) -> tuple[Entry, str]:
+        begun: Begun | None = None
         if time.monotonic() >= self._l2_retry_at:
             try:
                 await self._pay()
-                stored, values = await self._look_up(key, tags)
-                if stored is not None and stored.stamps == tuple(v.stamp for v in values) and stored.satisfies(need):
-                    return stored, "l2"
+                found = await self._store.look_up(key, question.tags)
+                if not found.is_valid(need):
+                    answer = await self._store.begin(key, question.tags, need)
+                    if isinstance(answer, Begun):
+                        begun = answer
+                    else:
+                        found = answer
+                if begun is None and found.entry is not None:
+                    return found.entry, "l2"
             except (RedisError, OSError, TimeoutError) as error:
                 self._l2_failed(error)
-        loaded = await load(_requirement(need, values))
-        stamps = tuple(v.stamp for v in values) if values is not None else ()
-        entry = Entry(loaded.body, loaded.headers, loaded.as_of, loaded.consistency, stamps)
-        if values is not None:
-            try:
-                await self._l2.set(_PREFIX + key, self._encoder.encode(entry), ex=seconds)
-                if loaded.consistency is not None:
-                    await self._tags.settle(tags, values, loaded.consistency)
-            except (RedisError, OSError, TimeoutError) as error:
-                self._l2_failed(error)
-        return entry, "miss"
-
-    async def _look_up(self, key: str, tags: Sequence[str]) -> tuple[Entry | None, list[TagValue]]:
-        """What L2 holds for `key`, valid or not, and the values of its tags now."""
-        answer: list[bytes | None] = await self._l2.mget([_PREFIX + key, *map(key_of, tags)])  # type: ignore[assignment]  # decode_responses is off
-        found = [parse(value) for value in answer[1:] if value is not None]
-        values = found if len(found) == len(tags) else await self._tags.open(tags)
         try:
-            return self._decoder.decode(answer[0]) if answer[0] is not None else None, values
-        except msgspec.MsgspecError:
-            return None, values  # of another version of this code; what is loaded now takes its place
+            return await self._load(key, need, question, begun), "miss"
+        except Exception as error:
+            old = await self._last_known(key, need, question) if question.is_away(error) else None
+            if old is None:
+                raise
+            return old, "stale"
+
+    async def _last_known(self, key: str, need: Position | None, question: _Question) -> Entry | None:
+        """What may be given while its source is away; looked up only now, as it may just have been cleared."""
+        if time.monotonic() < self._l2_retry_at:
+            return None
+        try:
+            found = await self._store.look_up(key, question.tags)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._l2_failed(error)
+            return None
+        if found.entry is None or found.is_cleared() or not question.may_be_stale(found.entry, need):
+            return None
+        return found.entry
+
+    async def _load(self, key: str, need: Position | None, question: _Question, begun: Begun | None) -> Entry:
+        stored = False
+        try:
+            loaded = await question.load(_requirement(need, begun.values if begun is not None else None))
+            stamps = tuple(value.stamp for value in begun.values) if begun is not None else ()
+            entry = Entry(
+                loaded.body, loaded.headers, loaded.as_of, loaded.consistency, stamps, loaded.status, time.time()
+            )
+            if begun is not None:
+                try:
+                    await self._store.finish(key, question.tags, begun, entry, seconds=question.seconds(entry))
+                    stored = True
+                except (RedisError, OSError, TimeoutError) as error:
+                    self._l2_failed(error)
+            return entry
+        finally:
+            if begun is not None and begun.lease is not None and not stored:
+                with contextlib.suppress(RedisError, OSError, TimeoutError):  # it ends by itself
+                    await self._store.give_back(key, begun.lease)
 
     def _owe(self, tags: Sequence[str], position: Position) -> None:
         """Remember a bump that Redis did not take. Beyond the bound the oldest are left to the events."""

@@ -7,6 +7,9 @@ write-ahead log position behind the tag; a load reads only from servers that hav
 The floor of a tag that was found missing (evicted, flushed) is unknown, also when a bump finds it missing: an earlier
 bump may have had a higher position. It is `PRIMARY` then, and survives bumps until a load from the primary has settled
 it.
+
+A stamp is a generation, and after a bump also what that bump has made of it. Clearing by hand begins a new generation:
+what belongs to an earlier one is not even given while its source is away.
 """
 
 import secrets
@@ -17,45 +20,29 @@ from redis.asyncio import Redis
 
 from libs.common.consistency import Position
 
+# Messages are lines: tags, and what else keys begin with, after KEYS_BEGIN.
 CHANNEL = "cache:bumps"
+KEYS_BEGIN = "keys:"
 TAG_SECONDS = 24 * 3600
 PRIMARY = "~"
 _PREFIX = "tag:"
 _SEPARATOR = "|"
+_NOWHERE = Position(0, 0)
 
-# KEYS: tags; ARGV: stamp, floor, seconds, channel, message
+# KEYS: tags; ARGV: stamp, floor, seconds, channel, message, whether a generation ends
 _BUMP = """
 for _, key in ipairs(KEYS) do
-  local floor = '~'
+  local stamp, floor = ARGV[1], '~'
   local old = redis.call('GET', key)
   if old then
+    if ARGV[6] == '0' then stamp = string.match(old, '^[^.|]*') .. '.' .. stamp end
     floor = string.match(old, '|(.*)$')
     -- Redis compares by the locale's collation, so '~' is not left to it.
     if floor ~= '~' and floor < ARGV[2] then floor = ARGV[2] end
   end
-  redis.call('SET', key, ARGV[1] .. '|' .. floor, 'EX', ARGV[3])
+  redis.call('SET', key, stamp .. '|' .. floor, 'EX', ARGV[3])
 end
 redis.call('PUBLISH', ARGV[4], ARGV[5])
-"""
-
-# KEYS: tags; ARGV: stamp, seconds. Gives every missing tag a stamp; its floor is unknown. Returns all values.
-_OPEN = """
-local values = {}
-for i, key in ipairs(KEYS) do
-  redis.call('SET', key, ARGV[1] .. '|~', 'NX', 'EX', ARGV[2])
-  values[i] = redis.call('GET', key)
-end
-return values
-"""
-
-# KEYS: tags; ARGV: floor, seconds, then the stamp each tag must still have. Replaces unknown floors.
-_SETTLE = """
-for i, key in ipairs(KEYS) do
-  local stamp = ARGV[i + 2]
-  if redis.call('GET', key) == stamp .. '|~' then
-    redis.call('SET', key, stamp .. '|' .. ARGV[1], 'EX', ARGV[2])
-  end
-end
 """
 
 
@@ -64,6 +51,15 @@ class TagValue(NamedTuple):
 
     stamp: str
     floor: str
+
+    def is_generation_of(self, stamp: str) -> bool:
+        """Whether nobody has cleared the tag since it had that stamp."""
+        return _generation(stamp) == _generation(self.stamp)
+
+
+def organization_tag(organization_id: object) -> str:
+    """Everything of an organization."""
+    return f"org:{organization_id}"
 
 
 def ticket_tag(ticket_id: object) -> str:
@@ -80,7 +76,7 @@ def search_tag(organization_id: object) -> str:
     return f"org:{organization_id}:search"
 
 
-def key_of(tag: str) -> str:
+def tag_key(tag: str) -> str:
     return _PREFIX + tag
 
 
@@ -89,36 +85,31 @@ def parse(value: bytes) -> TagValue:
     return TagValue(stamp, floor)
 
 
+def _generation(stamp: str) -> str:
+    return stamp.partition(".")[0]
+
+
 class Tags:
     """The tags of one cache Redis. Every method raises redis.RedisError when Redis does not answer."""
 
     def __init__(self, redis: Redis) -> None:
         self._bump = redis.register_script(_BUMP)
-        self._open = redis.register_script(_OPEN)
-        self._settle = redis.register_script(_SETTLE)
 
     async def bump(self, tags: Sequence[str], position: Position) -> None:
         """Invalidate everything that carries one of `tags` and tell every process that keeps an L1."""
         if tags:
-            await self._bump(
-                keys=[key_of(tag) for tag in tags],
-                args=[_fresh_stamp(), position.token(), TAG_SECONDS, CHANNEL, "\n".join(tags)],
-            )
+            await self._change(tags, position, ends_generation=False)
 
-    async def open(self, tags: Sequence[str]) -> list[TagValue]:
-        """The values of `tags`; those that are missing come into being, with an unknown floor."""
-        values = await self._open(keys=[key_of(tag) for tag in tags], args=[_fresh_stamp(), TAG_SECONDS])
-        return [parse(value) for value in values]
+    async def clear(self, tags: Sequence[str]) -> None:
+        """As `bump`, for good: what carries one of `tags` is not given again even while its source is away."""
+        await self._change(tags, _NOWHERE, ends_generation=True)
 
-    async def settle(self, tags: Sequence[str], values: Sequence[TagValue], position: Position) -> None:
-        """Give unknown floors the position that a load from the primary has reached, if nothing bumped them since."""
-        unknown = [(tag, v.stamp) for tag, v in zip(tags, values, strict=True) if v.floor == PRIMARY]
-        if unknown:
-            await self._settle(
-                keys=[key_of(tag) for tag, _stamp in unknown],
-                args=[position.token(), TAG_SECONDS, *(stamp for _tag, stamp in unknown)],
-            )
+    async def _change(self, tags: Sequence[str], position: Position, *, ends_generation: bool) -> None:
+        await self._bump(
+            keys=[tag_key(tag) for tag in tags],
+            args=[fresh_stamp(), position.token(), TAG_SECONDS, CHANNEL, "\n".join(tags), int(ends_generation)],
+        )
 
 
-def _fresh_stamp() -> str:
+def fresh_stamp() -> str:
     return secrets.token_hex(8)

@@ -11,8 +11,10 @@ from redis.asyncio import Redis
 
 from infra.local.stack import Stack
 from libs.common import background
-from libs.common.cache.readthrough import Load, Loaded
-from libs.common.cache.tags import PRIMARY, Tags, key_of, parse
+from libs.common.cache.local import Entry
+from libs.common.cache.readthrough import Lives, Load, Loaded
+from libs.common.cache.store import LEASE_SECONDS, Begun, Store
+from libs.common.cache.tags import PRIMARY, Tags, parse, tag_key
 from libs.common.consistency import Position, Requirement
 from tests.support.caching import FutureTokenError, Process, Source, processes
 from tests.support.realtime import until
@@ -77,7 +79,7 @@ class Gate:
             key_type="document",
             tags=[self.name],
             need=need,
-            seconds=600,
+            lives=Lives(600),
             load=self.load,
         )
         return int(entry.body), outcome
@@ -90,9 +92,21 @@ class Gate:
 
 
 async def floor_of(redis: Redis, tag: str) -> str:
-    stored = await redis.get(key_of(tag))
+    stored = await redis.get(tag_key(tag))
     assert isinstance(stored, bytes)
     return parse(stored).floor
+
+
+async def begin(store: Store, name: str) -> Begun:
+    begun = await store.begin(name, [name], None)
+    assert isinstance(begun, Begun)
+    return begun
+
+
+async def leased(redis: Redis, name: str) -> None:
+    async with asyncio.timeout(10):
+        while not await redis.exists(f"lease:document:{name}"):
+            await asyncio.sleep(0.005)
 
 
 async def in_l1(process: Process, name: str) -> int:
@@ -128,6 +142,142 @@ async def test_one_load_a_key_at_a_time(pair: list[Process], name: str) -> None:
     gate.open.set()
     assert await asyncio.gather(*readers) == [(0, "miss")] * 50
     assert gate.begun == 1
+
+
+async def test_one_load_a_key_at_a_time_among_processes(pair: list[Process], redis: Redis, name: str) -> None:
+    first, second = (Gate(process, name) for process in pair)
+    early = first.reading()
+    await first.has_begun(1)
+    late = [second.reading() for _ in range(10)]
+    await leased(redis, name)
+    await until(lambda: bool(second.process.cache._flights), seconds=10)
+    first.open.set()
+    assert await early == (0, "miss")
+    assert await asyncio.gather(*late) == [(0, "l2")] * 10
+    assert second.begun == 0
+    assert not await redis.exists(f"lease:document:{name}")
+
+
+async def test_who_comes_after_a_bump_waits_for_no_load_that_began_before(pair: list[Process], name: str) -> None:
+    one, other = pair
+    first, second = (Gate(process, name) for process in pair)
+    early = first.reading()
+    await first.has_begun(1)
+    await other.write(name)
+    second.open.set()
+    async with asyncio.timeout(LEASE_SECONDS / 2):
+        assert await second.read() == (1, "miss")
+    first.open.set()
+    assert await early == (0, "miss"), "it began before, and is given to nobody else"
+    assert (await one.read(name))[0] == 1
+
+
+async def test_who_needs_more_than_a_load_must_include_does_not_wait_for_it(pair: list[Process], name: str) -> None:
+    one, other = pair
+    _version, before = await one.write(name)
+    settled = Gate(one, name)
+    settled.open.set()
+    await settled.read()
+    await one.write(name)
+    first, second = (Gate(process, name) for process in pair)
+    early = first.reading()
+    await first.has_begun(1)
+    _version, newer = await other.source.write(name)
+    second.open.set()
+    async with asyncio.timeout(LEASE_SECONDS / 2):
+        assert (await second.read(newer))[0] == 3
+    first.open.set()
+    await early
+    assert before < newer
+
+
+async def test_a_process_that_died_while_it_loaded_holds_nobody_up_for_long(
+    pair: list[Process], redis: Redis, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("libs.common.cache.store.LEASE_SECONDS", 0.3)
+    store = Store(redis)
+    assert isinstance(await store.begin(f"document:{name}", [name, "document"], None), Begun)  # and never finishes
+    gate = Gate(pair[0], name)
+    gate.open.set()
+    async with asyncio.timeout(10):
+        assert await gate.read() == (0, "miss")
+
+
+async def test_a_load_that_fails_leaves_no_lease(pair: list[Process], redis: Redis, name: str) -> None:
+    gate = Gate(pair[0], name)
+    gate.error = RuntimeError("no")
+    gate.open.set()
+    with pytest.raises(RuntimeError):
+        await gate.read()
+    assert not await redis.exists(f"lease:document:{name}")
+
+
+async def test_that_there_is_nothing_is_remembered_for_a_short_time(
+    pair: list[Process], redis: Redis, name: str
+) -> None:
+    loads = 0
+
+    async def load(_requirement: Requirement) -> Loaded:
+        nonlocal loads
+        loads += 1
+        return Loaded(b"nothing", {}, as_of=None, consistency=None, status=404)
+
+    async def read(process: Process, need: Position | None = None) -> tuple[int, str]:
+        entry, outcome = await process.cache.get(
+            name, key_type="document", tags=[name], need=need, lives=Lives(600, missing=5), load=load
+        )
+        return entry.status, outcome
+
+    one, other = pair
+    assert [await read(one), await read(one), await read(other)] == [(404, "miss"), (404, "l1"), (404, "l2")]
+    assert 0 < await redis.ttl(f"entry:{name}") <= 5
+    assert await read(one, Position(1, 1)) == (404, "miss"), "who knows of a write gets an answer that includes it"
+    assert loads == 2
+
+
+async def test_what_is_old_is_given_while_its_source_is_away_if_it_may_be(pair: list[Process], name: str) -> None:
+    one, other = pair
+    away = ConnectionError("away")
+
+    async def read(process: Process, need: Position | None = None, *, stale: int = 60) -> tuple[int, str]:
+        async def load(_requirement: Requirement) -> Loaded:
+            raise away
+
+        entry, outcome = await process.cache.get(
+            f"document:{name}",
+            key_type="document",
+            tags=[name, name.partition(":")[0]],
+            need=need,
+            lives=Lives(600, stale=stale),
+            load=load,
+            is_away=lambda error: error is away,
+        )
+        return int(entry.body), outcome
+
+    await one.write(name)
+    assert (await one.read(name))[0] == 1
+    _version, newer = await one.write(name)
+    for process in pair:
+        assert await read(process) == (1, "stale")
+    with pytest.raises(ConnectionError):
+        await read(other, newer)
+    with pytest.raises(ConnectionError):
+        await read(other, stale=0)
+    assert (await other.read(name))[::2] == (2, "miss"), "what was stale was not kept"
+
+
+async def test_long_entries_are_compressed_in_redis(pair: list[Process], redis: Redis, name: str) -> None:
+    body = b"a long answer " * 1000
+
+    async def load(_requirement: Requirement) -> Loaded:
+        return Loaded(body, {}, as_of=None, consistency=None)
+
+    for process, outcome in zip(pair, ("miss", "l2"), strict=True):
+        entry, found = await process.cache.get(
+            name, key_type="document", tags=[name], need=None, lives=Lives(60), load=load
+        )
+        assert (entry.body, found) == (body, outcome)
+    assert await redis.strlen(f"entry:{name}") < len(body) / 10
 
 
 async def test_a_waiter_that_goes_away_takes_the_load_from_nobody(pair: list[Process], name: str) -> None:
@@ -243,7 +393,7 @@ async def test_the_floor_of_an_evicted_tag_is_unknown_also_after_a_late_bump(
     one, _other = pair
     _version, early = await one.write(name)
     await one.write(name)
-    await redis.delete(key_of(name))
+    await redis.delete(tag_key(name))
     await Tags(redis).bump([name], early)  # the event of the first write, seconds later
     assert await floor_of(redis, name) == PRIMARY
     gate = Gate(one, name)
@@ -254,14 +404,18 @@ async def test_the_floor_of_an_evicted_tag_is_unknown_also_after_a_late_bump(
 
 
 async def test_an_unknown_floor_outlives_bumps_and_a_lower_position_lowers_no_floor(redis: Redis, name: str) -> None:
-    tags = Tags(redis)
+    tags, store = Tags(redis), Store(redis)
 
-    (opened,) = await tags.open([name])
+    async def load(opened: Begun, position: Position) -> None:
+        entry = Entry(b"", {}, position, position, (opened.values[0].stamp,))
+        await store.finish(name, [name], opened, entry, seconds=60)
+
+    opened = await begin(store, name)
     await tags.bump([name], Position(1, 5))
     assert await floor_of(redis, name) == PRIMARY
-    await tags.settle([name], [opened], Position(1, 6))
+    await load(opened, Position(1, 6))
     assert await floor_of(redis, name) == PRIMARY, "bumped since it was opened"
-    await tags.settle([name], await tags.open([name]), Position(1, 6))
+    await load(await begin(store, name), Position(1, 6))
     assert await floor_of(redis, name) == Position(1, 6).token()
     await tags.bump([name], Position(1, 2))
     assert await floor_of(redis, name) == Position(1, 6).token()
@@ -276,7 +430,7 @@ async def test_answers_without_positions_are_cached_side_by_side(pair: list[Proc
     for key in ("first query", "second query"):
         for process, outcome in zip(pair, ("miss", "l2"), strict=True):
             got = await process.cache.get(
-                f"{key} {name}", key_type="search", tags=[name], need=None, seconds=60, load=load
+                f"{key} {name}", key_type="search", tags=[name], need=None, lives=Lives(60), load=load
             )
             assert (got[0].body, got[1]) == (b"found", outcome)
 

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from infra.local.stack import Stack
 from libs.common import background
-from libs.common.cache.tags import Tags, key_of
+from libs.common.cache.tags import Tags, tag_key
 from libs.common.consistency import Position
 from tests.support.caching import Process, Source, processes
 
@@ -101,7 +101,7 @@ async def _disturb(redis: Redis, names: list[str], rng: random.Random) -> None:
             case "flush":
                 await redis.flushall()
             case "evict":
-                await redis.delete(key_of(rng.choice([*names, names[0].partition(":")[0]])))
+                await redis.delete(tag_key(rng.choice([*names, names[0].partition(":")[0]])))
             case "cut":
                 await redis.client_kill_filter(_type="pubsub")
 

@@ -6,7 +6,8 @@ import os
 from aiohttp import web
 
 from libs.common import settings
-from libs.common.service import add_service_defaults, serve
+from libs.common.service import add_service_defaults
+from libs.common.serving import serve
 from libs.common.settings import ServiceSettings
 
 started = 0

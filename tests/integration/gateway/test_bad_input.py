@@ -340,7 +340,7 @@ async def test_if_match(desk: Desk, ticket: str, if_match: str | bytes | None, s
         b"GET /api/session HTTP/1.1\r\nHost: desk\r\nCookie: " + b"in-a-log" * 2000 + b"\r\n\r\n",
         b"GET /api/session HTTP/1.1\r\nno colon in-a-log\r\n\r\n",
         b"POST /api/tickets HTTP/1.1\r\nHost: desk\r\nContent-Length: x\r\n\r\n",
-        b"POST /api/tickets HTTP/1.1\r\nHost: desk\r\nContent-Encoding: br\r\nContent-Length: 1\r\n\r\na",
+        b"POST /api/tickets HTTP/1.1\r\nHost: desk\r\nContent-Encoding: zstd\r\nContent-Length: 1\r\n\r\na",
         b"POST /api/tickets HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
     ],
     ids=short,

@@ -15,7 +15,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from redis.asyncio import Redis
 
 from infra.local.stack import Stack
-from libs.common.cache.tags import Tags, key_of, search_tag, ticket_tag, tickets_tag
+from libs.common.cache.local import Entry
+from libs.common.cache.store import Begun, Store
+from libs.common.cache.tags import search_tag, tag_key, ticket_tag, tickets_tag
 from libs.common.consistency import Position
 from libs.common.events import TOPIC
 from libs.common.identity import HEADER, Signer
@@ -113,16 +115,21 @@ async def test_tags_are_bumped_with_the_positions_of_their_events(stack: Stack, 
     redis = Redis.from_url(stack.cache_redis_url)
     try:
         # A cache holds entries with these tags, loaded at an earlier position.
-        known = Tags(redis)
-        before = await known.open(tags)
-        await known.settle(tags, before, Position(1, 1))
+        store = Store(redis)
+        begun = await store.begin("any", tags, None)
+        assert isinstance(begun, Begun)
+        stamps = tuple(value.stamp for value in begun.values)
+        entry = Entry(b"", {}, Position(1, 1), Position(1, 1), stamps)
+        await store.finish("any", tags, begun, entry, seconds=60)
+        assert (await store.look_up("any", tags)).is_valid(None)
         await publish(stack, [first, changed(first), commented(changed(first), "news")])
 
         async def told() -> bool:
-            return {value.floor for value in await known.open(tags)} == {Position(1, 3).token()}
+            values = (await store.look_up("any", tags)).values
+            return {value.floor for value in values if value is not None} == {Position(1, 3).token()}
 
         await until(told)
-        assert not {value.stamp for value in before} & {value.stamp for value in await known.open(tags)}
+        assert not (await store.look_up("any", tags)).is_valid(None)
     finally:
         await redis.aclose()
 
@@ -141,11 +148,11 @@ async def test_tickets_and_lists_are_invalidated_while_the_index_cannot_move(
         await publish(stack, [second])
 
         async def bumped() -> bool:
-            return await redis.get(key_of(ticket_tag(first.data.ticket.id))) is not None
+            return await redis.get(tag_key(ticket_tag(first.data.ticket.id))) is not None
 
         await until(bumped)
-        assert await redis.get(key_of(tickets_tag(organization))) is not None
-        assert await redis.get(key_of(search_tag(organization))) is None
+        assert await redis.get(tag_key(tickets_tag(organization))) is not None
+        assert await redis.get(tag_key(search_tag(organization))) is None
         assert not await caller.finds("stuck")
         owner.broken = False
         await until(lambda: caller.finds("stuck"))

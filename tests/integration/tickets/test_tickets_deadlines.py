@@ -1,4 +1,7 @@
-"""Work for a client that has gone is cancelled at once, yet never in the middle of COMMIT: with real processes."""
+"""Work for a client that has gone, or whose time is over, is cancelled at once, yet never in the middle of COMMIT.
+
+With real processes.
+"""
 
 import asyncio
 import contextlib
@@ -14,6 +17,7 @@ import pytest
 import pytest_asyncio
 
 from infra.local.stack import Stack
+from libs.common import deadlines
 from libs.common.identity import HEADER as PRINCIPAL_HEADER
 from libs.common.identity import Signer
 from tests.support.processes import TestedService, running_service
@@ -60,14 +64,19 @@ class Visitor:
         self._token = signer.principal_token(client.principal, "tickets")
 
     async def send(self, method: str, path: str, body: Any, **headers: str) -> asyncio.StreamWriter:
+        return (await self.ask(method, path, body, **headers))[1]
+
+    async def ask(
+        self, method: str, path: str, body: Any, **headers: str
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         content = msgspec.json.encode(body)
         head = {"Host": "x", PRINCIPAL_HEADER: self._token, "Content-Type": "application/json"}
         head |= {"Content-Length": str(len(content))} | {name.replace("_", "-"): text for name, text in headers.items()}
         lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
-        _reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         writer.write(f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + content)
         await writer.drain()
-        return writer
+        return reader, writer
 
 
 @pytest.fixture
@@ -162,6 +171,52 @@ async def test_a_commit_is_finished_when_the_client_hangs_up_meanwhile(
     await eventually(next_written)
     await hang_up(visited)
     assert await desk.superuser.fetchval("SELECT state FROM pg_stat_activity WHERE pid = $1", pid) == "idle"
+
+
+@pytest.mark.parametrize("creation", CREATIONS)
+async def test_a_request_whose_deadline_is_over_is_answered_and_its_statement_is_gone(
+    desk: TicketsDatabase, client: TicketsClient, narrow: TestedService, visitor: Visitor, creation: str
+) -> None:
+    before = await written(desk, client)
+    path, body = CREATIONS[creation]
+    async with locked(desk, LOCK_NUMBERS, client.principal.organization_id):
+        reader, writer = await visitor.ask("POST", path, body, Relaydesk_Deadline_Ms="1000")
+        await eventually(lambda: waiting_for_locks(desk))
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)
+        assert head.startswith(b"HTTP/1.1 504 "), head
+        assert b"deadline_exceeded" in await reader.readuntil(b"}")
+        assert await waiting_for_locks(desk) == 0
+        assert logged(narrow, "dependency_failed") == 0, "it was not the time-out of the lock"
+        await hang_up(writer)
+    assert await written(desk, client) == before
+    in_time = await client.request("POST", "/api/tickets", json={"title": "T"}, headers={deadlines.HEADER: "30000"})
+    assert in_time.status == 201
+
+
+async def test_a_commit_is_finished_when_the_deadline_is_over_and_then_the_client_hangs_up(
+    desk: TicketsDatabase, client: TicketsClient, narrow: TestedService, visitor: Visitor
+) -> None:
+    async with commits_held(desk):
+        _reader, writer = await visitor.ask(
+            "POST", "/api/tickets", {"title": "Slow commit"}, Relaydesk_Deadline_Ms="700"
+        )
+        await eventually(lambda: desk.superuser.fetchval(IN_COMMIT))
+        pid = await desk.superuser.fetchval(IN_COMMIT)
+        await asyncio.sleep(1)  # the deadline passes, and nothing shows it
+        await hang_up(writer)
+        await noticed(narrow)
+        assert await desk.superuser.fetchval(IN_COMMIT) == pid, "it is left alone"
+        # The only connection is not lent to anybody else before it is free.
+        next_one = asyncio.create_task(visitor.send("POST", "/api/tickets", {"title": "Next"}))
+        await noticed(narrow)
+        assert await desk.superuser.fetchval(IN_COMMIT) == pid
+
+    async def both_written() -> bool:
+        return (await written(desk, client))["tickets"] == 2
+
+    await eventually(both_written)
+    await hang_up(await next_one)
+    assert logged(narrow, "request_failed") == 0
 
 
 async def test_a_wait_for_a_synchronous_standby_is_not_cut_short_when_the_client_hangs_up(

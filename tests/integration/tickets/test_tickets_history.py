@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from infra.local.stack import Stack
+from libs.common.consistency import HEADER as CONSISTENCY_HEADER
 from libs.common.identity import HEADER as PRINCIPAL_HEADER
 from libs.common.identity import Principal, Signer
 from libs.common.models import Role
@@ -193,6 +194,30 @@ async def test_keys_are_audited_when_they_are_made_and_once_when_they_are_revoke
         assert entry["actor"]["kind"] == "session"
     assert key["key"] not in json.dumps(entries)
     assert [entry["action"] for entry in await audit(admin, action="key.created")] == ["key.created"]
+
+
+async def test_a_clear_of_the_cache_is_audited_for_services_only(
+    stack: Stack, desk: TicketsDatabase, service: TestedService, client_of: Callable[[Principal], TicketsClient]
+) -> None:
+    admin, other = map(client_of, [(await desk.organization())[0] for _ in range(2)])
+    organization = str(admin.principal.organization_id)
+    actor = {"id": str(admin.principal.user_id), "kind": "session", "name": "Ann"}
+    body = {"organization_id": organization, "actor": actor, "details": {"cleared": "tag", "value": "search"}}
+    path = "/internal/audit/cache-clear"
+    refused = await admin.request("POST", path, json=body)
+    assert (refused.status, refused.code) == (401, "authentication_required")
+    token = Signer(stack.credentials.signing_key("gateway")).service_token("tickets")
+    async with aiohttp.ClientSession(service.url, headers={PRINCIPAL_HEADER: token}) as session:
+        for wrong in ({}, body | {"organization_id": "x"}, body | {"action": "key.revoked"}):
+            async with session.post(path, json=wrong) as answer:
+                assert answer.status == 422
+        async with session.post(path, json=body) as answer:
+            assert answer.status == 204
+            newest = {CONSISTENCY_HEADER: answer.headers[CONSISTENCY_HEADER]}
+    (entry,) = (await admin.request("GET", "/api/audit", headers=newest)).body["entries"]
+    assert (entry["action"], entry["actor"], entry["details"]) == ("cache.cleared", actor, body["details"])
+    assert entry["target_id"] == organization
+    assert await audit(other) == []
 
 
 async def test_a_creation_that_is_repeated_is_audited_once(client: TicketsClient) -> None:

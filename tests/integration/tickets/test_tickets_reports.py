@@ -312,6 +312,19 @@ async def test_a_report_that_waits_in_vain_keeps_no_read_from_waiting(
         assert (await read).value == both[0].port
 
 
+async def test_a_token_from_the_future_is_refused_rather_than_waited_for_again(
+    stack: Stack, reporting: Reporting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "REPORT_WAIT_SECONDS", 0.1)
+    (principal,) = await reporting.database.organization()
+    async with reporting_database(reporting, stack) as (database, analytics):
+        assert analytics.standing is not None
+        ahead = analytics.standing.position._replace(lsn=2**62)
+        with pytest.raises(Problem, match="from the future") as refused:
+            await backlog_report(database, principal.organization_id, Requirement(ahead))
+        assert refused.value.code == "invalid_parameter"
+
+
 async def test_a_report_tells_when_the_replica_was_lost_while_it_waited(
     stack: Stack, reporting: Reporting, monkeypatch: pytest.MonkeyPatch
 ) -> None:

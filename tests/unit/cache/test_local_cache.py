@@ -79,6 +79,12 @@ class LocalCacheMachine(RuleBasedStateMachine):
             if tagged & set(tags):
                 del self.model[key]
 
+    @rule(beginnings=st.lists(KEYS, max_size=2))
+    def remove(self, beginnings: list[str]) -> None:
+        self.cache.remove(tuple(beginnings))
+        for key in beginnings:
+            self.model.pop(key, None)
+
     @precondition(lambda self: self.model)
     @rule(seconds=st.sampled_from([1.0, SECONDS / 2, SECONDS * 2]))
     def pass_time(self, seconds: float) -> None:
@@ -118,6 +124,18 @@ def test_the_entry_that_was_not_read_for_longest_goes_first() -> None:
     cache.put("new", entry(3), [])
     assert cache.get("unread") is None
     assert cache.get("read") == entry(1)
+
+
+def test_the_hottest_keys_are_those_given_most_often_since_they_were_put() -> None:
+    cache = LocalCache(items=4, seconds=60)
+    cache.listening = True
+    for key, hits in (("org:a", 2), ("org:b", 3), ("org:c", 0), ("other:d", 9)):
+        cache.put(key, entry(1), [])
+        for _ in range(hits):
+            cache.get(key)
+    assert cache.hottest("org:", 2) == [("org:b", 3), ("org:a", 2)]
+    cache.put("org:b", entry(2), [])
+    assert cache.hottest("org:", 9) == [("org:a", 2), ("org:c", 0), ("org:b", 0)]
 
 
 def test_an_entry_lives_for_its_seconds_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:

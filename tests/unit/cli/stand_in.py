@@ -34,6 +34,8 @@ class StandIn:
         self.health: dict[str, Any] = {"status": "ok", "checks": [{"name": "redis", "status": "ok"}]}
         self.found: dict[str, Any] = {"results": [], "took_ms": 1.0}
         self.queries: list[dict[str, str]] = []
+        self.cache: dict[str, Any] = {}
+        self.cleared: list[Any] = []
         self.tokens = 0
         self.sockets = socketio.AsyncServer(async_mode="aiohttp")
         self.sockets.on("connect", self._connect)
@@ -46,6 +48,8 @@ class StandIn:
         self.app.router.add_post("/api/tickets/bulk", self._bulk)
         self.app.router.add_get("/api/health", self._health)
         self.app.router.add_get("/api/search", self._search)
+        self.app.router.add_get("/api/admin/cache", self._cache)
+        self.app.router.add_post("/api/admin/cache/clear", self._clear_cache)
         self.app.router.add_post("/api/realtime/token", self._token)
         self.sockets.attach(self.app)
 
@@ -118,6 +122,18 @@ class StandIn:
     async def _search(self, request: web.Request) -> web.Response:
         self.queries.append(dict(request.query))
         return self._stranger(request) or web.json_response(self.found)
+
+    async def _cache(self, request: web.Request) -> web.Response:
+        return self._stranger(request) or web.json_response(self.cache)
+
+    async def _clear_cache(self, request: web.Request) -> web.Response:
+        if stranger := self._stranger(request):
+            return stranger
+        wanted = await request.json()
+        self.cleared.append(wanted)
+        kind, value = next(iter(wanted.items()), ("organization", None))
+        removed = 1234 if kind == "prefix" else None
+        return web.json_response({"cleared": kind, "value": value, "removed": removed})
 
     async def _token(self, request: web.Request) -> web.Response:
         self.tokens += 1

@@ -201,3 +201,41 @@ async def test_work_that_does_not_finish_in_time_is_cancelled_after_all() -> Non
     with pytest.raises(asyncio.CancelledError):
         await waiter
     assert did == ["cancelled"]
+
+
+async def test_what_must_be_finished_is_finished_however_often_the_caller_is_cancelled() -> None:
+    go, ended = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        await go.wait()
+        ended.set()
+
+    caller = asyncio.create_task(background.finish(work()))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        caller.cancel()
+    await asyncio.sleep(0)
+    assert not caller.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert ended.is_set()
+
+
+async def test_a_cancelled_caller_waits_for_as_long_as_was_said_however_often_it_is_cancelled() -> None:
+    given_up = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+
+    caller = asyncio.create_task(background.finish(work(), seconds=0.05))
+    for _ in range(3):
+        await asyncio.sleep(0.01)
+        caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(asyncio.shield(caller), 30)
+    assert given_up.is_set()

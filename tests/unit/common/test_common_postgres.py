@@ -1,7 +1,11 @@
 """What `db_query_duration_ms` calls each of our statements."""
 
+import uuid
+
 import pytest
 
+from libs.common import query_metrics
+from libs.common.postgres import transaction_on
 from libs.common.query_metrics import statement_labels
 from services.search import store as store_search
 from services.tickets import (
@@ -143,3 +147,27 @@ def test_the_search_services_statements_name_a_table_of_theirs(name: str, sql: s
 )
 def test_the_first_write_wins_over_reads(sql: str, labels: tuple[str, str]) -> None:
     assert statement_labels(sql) == labels
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_the_transactions_of_many_organizations_take_no_other_statements_place(
+    monkeypatch: pytest.MonkeyPatch, *, read_only: bool
+) -> None:
+    """Reading a statement's labels costs as much as the rest of its measurement."""
+    known: dict[str, object] = {}
+    monkeypatch.setattr(query_metrics, "_children", known)
+    for _ in range(query_metrics._KNOWN_STATEMENTS + 1):
+        begin = transaction_on(None, organization_id=uuid.uuid4(), read_only=read_only)._begin
+        child = query_metrics._child(begin)
+        assert child._labelvalues == ("begin", "none")
+    assert len(known) == 1
+    child = query_metrics._child("SELECT 1")
+    assert known["SELECT 1"] is child is query_metrics._child("SELECT 1")
+
+
+def test_statements_without_end_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    known: dict[str, object] = {}
+    monkeypatch.setattr(query_metrics, "_children", known)
+    for number in range(query_metrics._KNOWN_STATEMENTS * 2):
+        assert query_metrics._child(f"SELECT {number}")._labelvalues == ("select", "none")
+    assert len(known) == query_metrics._KNOWN_STATEMENTS == 1000

@@ -1,0 +1,112 @@
+"""Cached answers as bytes: encoded, with their heads, written without being built again."""
+
+import time
+from email.utils import formatdate
+from typing import Final
+
+from aiohttp import web
+
+from libs.common.cache.local import Entry
+from libs.common.consistency import HEADER
+from libs.common.security import SECURITY_HEADERS
+from services.gateway.codings import CODINGS, IDENTITY, SHORTEST, coding_of, encoded
+
+OUTCOME_HEADER = "Relaydesk-Cache"
+_BUFFERED_BYTES: Final = 256 * 1024
+_REASONS = {200: "OK", 304: "Not Modified", 404: "Not Found"}
+_END = b"\r\n\r\n"
+_date = (0, b"")
+
+
+def coding_for(entry: Entry, accept_encoding: str | None) -> str:
+    """The content coding in which a client is answered."""
+    return IDENTITY if accept_encoding is None or len(entry.body) < SHORTEST else coding_of(accept_encoding)
+
+
+def body_of(entry: Entry, coding: str) -> bytes:
+    """The entry's body in a coding; encoded once."""
+    if coding == IDENTITY:
+        return entry.body
+    body = entry.forms.get(coding)
+    if body is None:
+        body = entry.forms[coding] = encoded(entry.body, coding)
+    return body
+
+
+def headers_of(entry: Entry, coding: str, outcome: str, *, not_modified: bool) -> dict[str, str]:
+    """The headers of an answer from the cache, `Content-Length` and `Date` excepted."""
+    headers = {**entry.headers, "Cache-Control": "private, no-cache", "Vary": "Accept-Encoding", **SECURITY_HEADERS}
+    headers[OUTCOME_HEADER] = outcome
+    if entry.consistency is not None:
+        headers[HEADER] = entry.consistency.token()
+    if coding != IDENTITY:
+        headers["ETag"] = etag_in(entry.headers["ETag"], coding)
+        headers["Content-Encoding"] = coding
+    if not_modified:
+        del headers["Content-Type"]
+        headers.pop("Content-Encoding", None)
+    return headers
+
+
+def etag_in(etag: str, coding: str) -> str:
+    """The entity tag in a coding: another representation has another strong validator (RFC 9110, section 8.8.3)."""
+    return f'{etag[:-1]}-{coding}"'
+
+
+def matches(if_none_match: str, etag: str) -> bool:
+    """RFC 9110, section 13.1.2: weak comparison with a list or `*`; the same state in any coding is not modified."""
+    current = {"*", etag, *(etag_in(etag, coding) for coding in CODINGS)}
+    return any(item.strip().removeprefix("W/") in current for item in if_none_match.split(","))
+
+
+class ReadyAnswer:
+    """An answer whose bytes are ready: what aiohttp's server asks of a response, and no more."""
+
+    __slots__ = ("_head", "_rest", "status")
+
+    keep_alive = True
+
+    def __init__(self, entry: Entry, coding: str, *, not_modified: bool, more: bytes = b"") -> None:
+        """`more`: further header lines, each ending with CR LF."""
+        self.status = 304 if not_modified else entry.status
+        form = "304" if not_modified else f"whole-{coding}"
+        rest = entry.forms.get(form)
+        if rest is None:
+            rest = entry.forms[form] = _rest(entry, coding, not_modified=not_modified)
+        self._head = _head(self.status) + _date_line() + more
+        self._rest = rest
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        transport = request.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("The client has gone.")
+        transport.write(self._head + self._rest)
+        if transport.get_write_buffer_size() > _BUFFERED_BYTES:
+            await request.writer.drain()
+
+    async def write_eof(self) -> None:
+        pass
+
+
+def _rest(entry: Entry, coding: str, *, not_modified: bool) -> bytes:
+    body = b"" if not_modified else body_of(entry, coding)
+    headers = headers_of(entry, coding, "l1", not_modified=not_modified)
+    if not not_modified:
+        headers["Content-Length"] = str(len(body))
+    return "\r\n".join(f"{name}: {value}" for name, value in headers.items()).encode() + _END + body
+
+
+def _head(status: int) -> bytes:
+    return _HEADS[status]
+
+
+_HEADS = {status: f"HTTP/1.1 {status} {reason}\r\n".encode() for status, reason in _REASONS.items()}
+
+
+def _date_line() -> bytes:
+    """The line of this second."""
+    global _date  # noqa: PLW0603 (a cache of one)
+    now = int(time.time())
+    if _date[0] != now:
+        _date = (now, f"Date: {formatdate(now, usegmt=True)}\r\n".encode())
+    return _date[1]
