@@ -89,7 +89,7 @@ async def group(tmp_path: Path) -> AsyncIterator[Group]:
     finally:
         if group.process.returncode is None:
             group.process.kill()
-        await group.process.communicate()
+        await group.process.wait()
 
 
 async def test_workers_share_the_port_and_each_has_one_for_its_metrics(group: Group) -> None:
