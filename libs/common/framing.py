@@ -23,10 +23,12 @@ def is_host(text: str) -> bool:
 def fault(message: RawRequestMessage) -> str | None:
     """What is wrong with a request's head, its Host excepted; None if nothing is.
 
-    RFC 9112 would have servers take the absolute form as well: it is for proxies, and its authority may differ from
-    the Host that a server in front has looked at.
+    The absolute form is taken, as RFC 9112, section 3.2.2 demands, unless its authority is another than the Host that
+    a server in front may have looked at.
     """
     path = message.path
+    if path[:1] != "/":
+        path = _path_of(path, message.headers.get(hdrs.HOST, ""))
     if path[:1] != "/" or (message.upgrade and message.method == "CONNECT"):
         return "The target must be a path."
     if "#" in path or "\\" in path:
@@ -38,6 +40,14 @@ def fault(message: RawRequestMessage) -> str | None:
         if message.version < HttpVersion11 or len(codings) != 1 or codings[0].lower() != "chunked":
             return "The only transfer coding is chunked, of HTTP/1.1."
     return None
+
+
+def _path_of(target: str, host: str) -> str:
+    """The path of a target in absolute form; the target itself where it is none of this host's."""
+    scheme, separator, rest = target.partition("://")
+    authority, slash, path = rest.partition("/")
+    ours = bool(separator) and scheme.lower() in {"http", "https"} and authority.lower() == host.lower() and host
+    return slash + path if ours else target
 
 
 def loses_what_follows(message: RawRequestMessage) -> bool:

@@ -32,6 +32,7 @@ _RETRY_L2_SECONDS = 1.0
 _ASK_SECONDS = 0.5
 _SILENCE_SECONDS = 1.0
 _TRUSTED_SECONDS = 1.5
+_JOINED_SECONDS = 1.0
 _OWED_TAGS = 10_000
 log = structlog.get_logger()
 
@@ -106,6 +107,15 @@ class _Flight:
         self.need = need
         self.overtaken = False
         self.task: asyncio.Task[tuple[Entry, str]]
+        self._began = time.monotonic()
+
+    def will_do(self, need: Position | None) -> bool:
+        """Whether a reader may wait for it.
+
+        Not when it has lasted for a second: a process that cannot listen is not told that the load was overtaken.
+        """
+        lasted = time.monotonic() - self._began
+        return not self.overtaken and not _exceeds(need, self.need) and lasted < _JOINED_SECONDS
 
 
 class ReadThroughCache:
@@ -276,7 +286,7 @@ class ReadThroughCache:
         failed = False
         while True:
             flight = self._flights.get(key)
-            if flight is None or flight.overtaken or _exceeds(need, flight.need) or (failed and flight.need != need):
+            if flight is None or not flight.will_do(need) or (failed and flight.need != need):
                 flight = self._start(key, need, question)
             try:
                 # The load is everybody's: one waiter that goes away must not take it from the others.

@@ -30,12 +30,12 @@ _FENCE = "fence:"
 _SCANNED = 1000  # keys that Redis looks at in one step
 _PLAIN, _COMPRESSED = b"\0", b"\1"
 
-# KEYS: lease, fence, tags; ARGV: stamp, seconds of a tag, token, milliseconds of a lease. Gives the fence and every
-# tag a stamp where it is missing, with an unknown floor, and takes the lease if it is free, or that of a load which
-# began before the last bump. Returns whether it was taken, and the values of the fence and all tags.
+# KEYS: lease, entry, fence, tags; ARGV: stamp, seconds of a tag, token, milliseconds of a lease. Gives the fence and
+# every tag a stamp where it is missing, with an unknown floor, and takes the lease if it is free, or that of a load
+# which began before the last bump. Returns whether it was taken, the entry, and the values of the fence and all tags.
 _BEGIN = """
-local answer, stamps = {0}, ''
-for i = 2, #KEYS do
+local answer, stamps = {0, redis.call('GET', KEYS[2])}, ''
+for i = 3, #KEYS do
   redis.call('SET', KEYS[i], ARGV[1] .. '|~', 'NX', 'EX', ARGV[2])
   answer[i] = redis.call('GETEX', KEYS[i], 'EX', ARGV[2])
   stamps = stamps .. '|' .. string.match(answer[i], '^[^|]*')
@@ -141,22 +141,19 @@ class Store:
         """
         token = secrets.token_hex(8)
         deadline = time.monotonic() + LEASE_SECONDS
-        shortest, longest = _PAUSES
-        pause = shortest
+        pause, longest = _PAUSES
         while True:
             answer = await self._begin(
-                keys=[_LEASE + key, _fence_key(key), *map(tag_key, tags)],
+                keys=[_LEASE + key, _ENTRY + key, _fence_key(key), *map(tag_key, tags)],
                 args=[fresh_stamp(), TAG_SECONDS, token, int(LEASE_SECONDS * 1000)],
             )
-            begun = Begun([parse(value) for value in answer[2:]], token if answer[0] else None, answer[1])
-            if (begun.lease is not None and pause == shortest) or (begun.lease is None and begun.is_exceeded(need)):
-                return begun
-            found = await self.look_up(key, tags)  # stored while we waited
-            if found.is_valid(need):
+            begun = Begun([parse(value) for value in answer[3:]], token if answer[0] else None, answer[2])
+            found = Found(self._decoded(answer[1]), begun.values)
+            if found.is_valid(need):  # stored since it was looked up
                 if begun.lease is not None:
                     await self.give_back(key, begun.lease)
                 return found
-            if begun.lease is not None or time.monotonic() > deadline:
+            if begun.lease is not None or begun.is_exceeded(need) or time.monotonic() > deadline:
                 return begun
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)

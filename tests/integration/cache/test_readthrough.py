@@ -153,7 +153,8 @@ async def test_one_load_a_key_at_a_time_among_processes(pair: list[Process], red
     await until(lambda: bool(second.process.cache._flights), seconds=10)
     first.open.set()
     assert await early == (0, "miss")
-    assert await asyncio.gather(*late) == [(0, "l2")] * 10
+    async with asyncio.timeout(30):
+        assert await asyncio.gather(*late) == [(0, "l2")] * 10
     assert second.begun == 0
     assert not await redis.exists(f"lease:document:{name}")
 
@@ -278,6 +279,20 @@ async def test_long_entries_are_compressed_in_redis(pair: list[Process], redis: 
         )
         assert (entry.body, found) == (body, outcome)
     assert await redis.strlen(f"entry:{name}") < len(body) / 10
+
+
+async def test_nobody_joins_a_load_that_has_lasted(
+    pair: list[Process], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were the connection cut, nobody would tell that it was overtaken."""
+    monkeypatch.setattr("libs.common.cache.readthrough._JOINED_SECONDS", 0.0)
+    gate = Gate(pair[0], name)
+    early = gate.reading(Position(1, 1))
+    await gate.has_begun(1)
+    late = gate.reading(Position(1, 1))
+    await gate.has_begun(2)
+    gate.open.set()
+    assert await asyncio.gather(early, late) == [(0, "miss")] * 2
 
 
 async def test_a_waiter_that_goes_away_takes_the_load_from_nobody(pair: list[Process], name: str) -> None:

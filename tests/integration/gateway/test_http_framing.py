@@ -96,7 +96,9 @@ HOSTS = {
 TARGETS = {
     target.decode(): GET.replace(b"/api/tickets", target, 1) + b"\r\n"
     for target in (
-        b"http://desk/api/tickets",
+        b"http://desk/api/../tickets",
+        b"http://desk:81/api/tickets",
+        b"http://desk@other/api/tickets",
         b"http://other/api/tickets",
         b"ftp://other/api/tickets",
         b"api/tickets",

@@ -68,10 +68,14 @@ async def test_an_answer_says_which_level_gave_it(desk: Desk, ticket: str) -> No
 
 
 async def test_the_second_gateway_finds_what_the_first_has_loaded(desk: Desk, ticket: str) -> None:
-    target = f"/api/tickets/{ticket}?{uuid.uuid4().hex}"
-    await read_until(desk, target, "l1")
-    assert (await read(desk, desk.acme, target, gateway=1)).headers["relaydesk-cache"] == "l2"
-    assert (await read(desk, desk.acme, target, gateway=1)).headers["relaydesk-cache"] == "l1"
+    async with asyncio.timeout(30):
+        while True:
+            target = f"/api/tickets/{ticket}?{uuid.uuid4().hex}"
+            await read_until(desk, target, "l1")
+            second = [(await read(desk, desk.acme, target, gateway=1)).headers["relaydesk-cache"] for _ in range(2)]
+            if second[0] != "miss":  # else the event of the creation came between
+                break
+    assert second == ["l2", "l1"]
 
 
 async def test_a_writer_reads_its_own_writes_and_a_token_carries_them_to_another_gateway(
