@@ -6,7 +6,6 @@ import datetime as dt
 import logging
 import sys
 import threading
-from collections.abc import Mapping
 from typing import Any, BinaryIO, TextIO, cast
 
 import msgspec
@@ -15,6 +14,7 @@ from opentelemetry import trace
 
 _FLUSH_SECONDS = 0.05
 _WAITING_LINES = 200
+_encoder = msgspec.json.Encoder(enc_hook=repr)
 log = structlog.get_logger()
 
 
@@ -26,7 +26,7 @@ def _add_trace_id(_logger: object, _method: str, event: structlog.types.EventDic
 
 
 def _encode(event: Any, **_options: Any) -> bytes:
-    return msgspec.json.encode(event, enc_hook=repr)
+    return _encoder.encode(event)
 
 
 class _Lines:
@@ -76,9 +76,10 @@ class _Requests:
         self._lines = lines
         self._flush: asyncio.TimerHandle | None = None
 
-    def write(self, fields: Mapping[str, object]) -> None:
+    def write(self, event: dict[str, object]) -> None:
         now = dt.datetime.now(dt.UTC).isoformat(timespec="microseconds")
-        event = {**fields, **self._own, "timestamp": now[:-6] + "Z"}
+        event |= self._own
+        event["timestamp"] = now[:-6] + "Z"
         if "trace_id" not in event:
             _add_trace_id(None, "info", event)
         waiting = self._lines.write(_encode(event) + b"\n")
