@@ -26,10 +26,21 @@ class Breaker:
 
     It opens after five failures in a row, when half of at least 20 requests within ten seconds have failed, and at
     once by `open`. Two seconds later `rested` lets a trial in: its success closes the circuit, its failure opens it
-    again. Requests that began before it opened have no say any more.
+    again. An instance that was only unreachable needs no trial: that it answers is all there is to know. Requests
+    that began before it opened have no say any more.
     """
 
-    __slots__ = ("_changed", "_failed", "_in_a_row", "_opened", "_requests", "_window", "circuit", "trying")
+    __slots__ = (
+        "_changed",
+        "_failed",
+        "_in_a_row",
+        "_opened",
+        "_requests",
+        "_unreachable",
+        "_window",
+        "circuit",
+        "trying",
+    )
 
     def __init__(self, changed: Callable[[Circuit, str], None] = lambda _circuit, _reason: None) -> None:
         """`changed` is told the new state and why."""
@@ -41,6 +52,7 @@ class Breaker:
         self._requests = 0
         self._failed = 0
         self._opened = 0.0
+        self._unreachable = False
 
     def succeeded(self, now: float, *, trial: bool = False) -> None:
         self._count(now, failed=0)
@@ -61,14 +73,20 @@ class Breaker:
         elif self._requests >= WINDOW_REQUESTS and self._failed >= self._requests * FAILED_SHARE:
             self.open(now, f"{self._failed} of {self._requests} requests failed")
 
-    def open(self, now: float, reason: str) -> None:
+    def open(self, now: float, reason: str, *, unreachable: bool = False) -> None:
+        """`unreachable`: because the instance could not be reached, and not for what it has answered."""
         if self.circuit is not Circuit.OPEN:
             self._opened = now
+            self._unreachable = unreachable
             self._turn(Circuit.OPEN, reason)
 
     def rested(self, now: float) -> None:
-        """The instance looks well `now`: if it was left out for long enough, a request may try it."""
-        if self.circuit is Circuit.OPEN and now - self._opened >= OPEN_SECONDS:
+        """The instance answers `now`. Was it only not reached, it is well; else a request may try it after a while."""
+        if self.circuit is not Circuit.OPEN:
+            return
+        if self._unreachable:
+            self._turn(Circuit.CLOSED, "answers again")
+        elif now - self._opened >= OPEN_SECONDS:
             self._turn(Circuit.HALF_OPEN, "may be tried")
 
     def _count(self, now: float, *, failed: int) -> None:

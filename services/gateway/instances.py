@@ -281,10 +281,12 @@ class Instances:
             async with http.get(f"{instance.url}/readyz", timeout=timeout, allow_redirects=False) as answer:
                 ready = answer.status != 503
         except aiohttp.ClientConnectorError:
-            instance.breaker.open(time.monotonic(), "refuses connections")
+            instance.breaker.open(time.monotonic(), "refuses connections", unreachable=True)
         except TimeoutError:
             if instance.last_answer < began:
-                instance.breaker.open(time.monotonic(), f"has answered nothing for {_PROBE_SECONDS:g} s")
+                instance.breaker.open(
+                    time.monotonic(), f"has answered nothing for {_PROBE_SECONDS:g} s", unreachable=True
+                )
         except aiohttp.ClientError:
             pass  # between two lives; the next probe will tell
         else:

@@ -116,3 +116,12 @@ def test_a_fifth_of_the_requests_may_be_sent_again(requests: int, retries: int) 
         budget.asked(50.0)
     assert sum(budget.allows(51.0) for _ in range(1000)) == retries
     assert budget.allows(61.0), "ten seconds later there are some again"
+
+
+@pytest.mark.parametrize(("unreachable", "circuit"), [(True, Circuit.CLOSED), (False, Circuit.OPEN)])
+def test_an_instance_that_was_only_unreachable_is_back_when_it_answers(*, unreachable: bool, circuit: Circuit) -> None:
+    """Was it left out before it had started, the first requests find it well, and not one of them a trial."""
+    breaker = Breaker()
+    breaker.open(0.0, "left out", unreachable=unreachable)
+    breaker.rested(0.1)
+    assert breaker.circuit is circuit
