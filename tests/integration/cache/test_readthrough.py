@@ -292,7 +292,7 @@ async def test_nobody_joins_a_load_that_has_lasted(
     late = gate.reading(Position(1, 1))
     await gate.has_begun(2)
     gate.open.set()
-    assert await asyncio.gather(early, late) == [(0, "miss")] * 2
+    assert list(await asyncio.gather(early, late)) == [(0, "miss")] * 2
 
 
 async def test_a_waiter_that_goes_away_takes_the_load_from_nobody(pair: list[Process], name: str) -> None:
