@@ -9,18 +9,13 @@ from aiohttp import web
 from libs.common.cache.local import Entry
 from libs.common.consistency import HEADER
 from libs.common.security import SECURITY_HEADERS
-from services.gateway.codings import CODINGS, IDENTITY, SHORTEST, coding_of, encoded
+from services.gateway.codings import CODINGS, IDENTITY, encoded
 
 OUTCOME_HEADER = "Relaydesk-Cache"
 _BUFFERED_BYTES: Final = 256 * 1024
 _REASONS = {200: "OK", 304: "Not Modified", 404: "Not Found"}
 _END = b"\r\n\r\n"
 _date = (0, b"")
-
-
-def coding_for(entry: Entry, accept_encoding: str | None) -> str:
-    """The content coding in which a client is answered."""
-    return IDENTITY if accept_encoding is None or len(entry.body) < SHORTEST else coding_of(accept_encoding)
 
 
 def body_of(entry: Entry, coding: str) -> bytes:

@@ -25,6 +25,11 @@ def coding_of(accept_encoding: str) -> str:
     return name if best > 0 and best >= weights.get(IDENTITY, 0.0) else IDENTITY
 
 
+def coding_for(body: bytes, accept_encoding: str | None) -> str:
+    """The content coding in which a client is given a body."""
+    return IDENTITY if accept_encoding is None or len(body) < SHORTEST else coding_of(accept_encoding)
+
+
 def encoded(body: bytes, coding: str) -> bytes:
     """`body` in a coding of `coding_of`."""
     if coding == "br":

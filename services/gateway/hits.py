@@ -18,8 +18,9 @@ from libs.common.consistency import HEADER, Position
 from libs.common.problems import Problem
 from libs.common.request_records import record
 from libs.common.tracing import ServerSpan
-from services.gateway.answers import ReadyAnswer, coding_for, matches
+from services.gateway.answers import ReadyAnswer, matches
 from services.gateway.authentication import Authenticator, Caller
+from services.gateway.codings import coding_for
 from services.gateway.limits import Limits
 from services.gateway.proxies import TrustedProxies
 from services.gateway.security import HSTS
@@ -96,7 +97,7 @@ class Hits:
             return None
         if_none_match = headers.get("If-None-Match")
         not_modified = if_none_match is not None and matches(if_none_match, entry.headers["ETag"])
-        coding = coding_for(entry, headers.get("Accept-Encoding"))
+        coding = coding_for(entry.body, headers.get("Accept-Encoding"))
         client = self._proxies.client(request)
         more = told.lines + self._vary + (_HSTS if client.scheme == "https" else b"")
         answer = ReadyAnswer(entry, coding, not_modified=not_modified, more=more)

@@ -6,8 +6,8 @@ from typing import Final
 
 from aiohttp import web
 
-from services.gateway.answers import matches
-from services.gateway.codings import IDENTITY, SHORTEST, coding_of, encoded
+from services.gateway.answers import etag_in, matches
+from services.gateway.codings import IDENTITY, coding_for, encoded
 
 SURROGATE_KEY: Final = "Surrogate-Key"
 DYNAMIC: Final = "public, max-age=300"
@@ -33,18 +33,15 @@ class PublicAnswer:
             **(headers or {}),
         }
         self._content_type = content_type
-        self._etag = hashlib.sha256(body).hexdigest()[:24]
+        self._etag = f'"{hashlib.sha256(body).hexdigest()[:24]}"'
         self._bodies = {IDENTITY: body}
 
     async def get(self, request: web.Request) -> web.Response:
         """200, or 304 for a client that has it; encoded as the client likes best."""
-        accepted = request.headers.get("Accept-Encoding")
-        short = len(self._bodies[IDENTITY]) < SHORTEST
-        coding = IDENTITY if accepted is None or short else coding_of(accepted)
-        etag = f'"{self._etag}"' if coding == IDENTITY else f'"{self._etag}-{coding}"'
-        headers = {**self._headers, "ETag": etag}
+        coding = coding_for(self._bodies[IDENTITY], request.headers.get("Accept-Encoding"))
+        headers = {**self._headers, "ETag": self._etag if coding == IDENTITY else etag_in(self._etag, coding)}
         if_none_match = ",".join(request.headers.getall("If-None-Match", ()))
-        if if_none_match and matches(if_none_match, f'"{self._etag}"'):
+        if matches(if_none_match, self._etag):
             return web.Response(status=304, headers=headers)
         body = self._bodies.get(coding)
         if body is None:

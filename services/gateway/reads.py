@@ -7,14 +7,16 @@ from urllib.parse import urlencode
 import msgspec
 from aiohttp import web
 
-from libs.common.cache.readthrough import Lives, Loaded, ReadThroughCache
+from libs.common.cache.loads import Lives, Loaded
+from libs.common.cache.readthrough import ReadThroughCache
 from libs.common.cache.tags import organization_tag
 from libs.common.consistency import AS_OF_HEADER, HEADER, PRIMARY_HEADER, Position, Requirement
 from libs.common.models import Role
 from libs.common.problems import Problem
 from libs.common.service import LOG_FIELDS, route_of
-from services.gateway.answers import body_of, coding_for, headers_of, matches
+from services.gateway.answers import body_of, headers_of, matches
 from services.gateway.authentication import Caller
+from services.gateway.codings import coding_for
 from services.gateway.forwarding import relayed, upstream_path
 from services.gateway.hits import Hit, Hits
 from services.gateway.upstream import Answer, Upstream, UpstreamProblem
@@ -86,7 +88,7 @@ class CachedReads:
             self._hits.remember(request, hit)
         if_none_match = ",".join(request.headers.getall("If-None-Match", ()))
         not_modified = entry.status == 200 and matches(if_none_match, entry.headers["ETag"])
-        coding = coding_for(entry, request.headers.get("Accept-Encoding"))
+        coding = coding_for(entry.body, request.headers.get("Accept-Encoding"))
         headers = headers_of(entry, coding, outcome, not_modified=not_modified)
         if not_modified:
             return web.Response(status=304, headers=headers)

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from redis.asyncio import Redis
 
 from libs.common import background
-from libs.common.cache.readthrough import Lives, Load, Loaded, ReadThroughCache, connect
+from libs.common.cache.loads import Lives, Load, Loaded
+from libs.common.cache.readthrough import ReadThroughCache, connect
 from libs.common.consistency import Position, Requirement
 from tests.support.realtime import until
 

@@ -10,10 +10,9 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import msgspec
 import structlog
 from prometheus_client import Counter
 from redis.asyncio import Redis
@@ -21,6 +20,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from libs.common.cache.loads import Flight, Lives, Load, Question
 from libs.common.cache.local import Entry, LocalCache
 from libs.common.cache.store import Begun, Shared, Store
 from libs.common.cache.tags import CHANNEL, KEYS_BEGIN, PRIMARY, Tags, TagValue
@@ -32,34 +32,8 @@ _RETRY_L2_SECONDS = 1.0
 _ASK_SECONDS = 0.5
 _SILENCE_SECONDS = 1.0
 _TRUSTED_SECONDS = 1.5
-_JOINED_SECONDS = 1.0
 _OWED_TAGS = 10_000
 log = structlog.get_logger()
-
-
-class Loaded(msgspec.Struct, frozen=True):
-    """A load's answer; see `Entry` for the two positions. A `status` of 404 says that there is nothing."""
-
-    body: bytes
-    headers: dict[str, str]
-    as_of: Position | None
-    consistency: Position | None
-    status: int = 200
-
-
-class Lives(NamedTuple):
-    """How long an entry may be given, in seconds.
-
-    `valid`: while nothing has made it old. `missing`: when it says that there is nothing. `stale`: after it was made,
-    though it may be old, while its source is away.
-    """
-
-    valid: int
-    missing: int = 5
-    stale: int = 0
-
-
-Load = Callable[[Requirement], Awaitable[Loaded]]
 
 
 def connect(url: str) -> Redis:
@@ -83,41 +57,6 @@ class State(NamedTuple):
     shared: Shared | None
 
 
-class _Question(NamedTuple):
-    """What a reader asks of the cache besides the key."""
-
-    tags: Sequence[str]
-    lives: Lives
-    load: Load
-    is_away: Callable[[Exception], bool]
-
-    def seconds(self, entry: Entry) -> int:
-        return self.lives.valid if entry.status == 200 else self.lives.missing
-
-    def may_be_stale(self, entry: Entry, need: Position | None) -> bool:
-        return entry.status == 200 and entry.satisfies(need) and time.time() - entry.made_at < self.lives.stale
-
-
-class _Flight:
-    """A load under way. Once `overtaken`, its answer may be old: nobody joins it and L1 does not keep it."""
-
-    def __init__(self, key: str, tags: Sequence[str], need: Position | None) -> None:
-        self.key = key
-        self.tags = frozenset(tags)
-        self.need = need
-        self.overtaken = False
-        self.task: asyncio.Task[tuple[Entry, str]]
-        self._began = time.monotonic()
-
-    def will_do(self, need: Position | None) -> bool:
-        """Whether a reader may wait for it.
-
-        Not when it has lasted for a second: a process that cannot listen is not told that the load was overtaken.
-        """
-        lasted = time.monotonic() - self._began
-        return not self.overtaken and not _exceeds(need, self.need) and lasted < _JOINED_SECONDS
-
-
 class ReadThroughCache:
     """The two levels together. `l2` (see `connect`) may go away at any time: reads then go to their source."""
 
@@ -126,7 +65,7 @@ class ReadThroughCache:
         self._tags = Tags(l2)
         self._store = Store(l2)
         self._l1 = LocalCache(items=l1_items, seconds=l1_seconds)
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[str, Flight] = {}
         self._l2_retry_at = 0.0
         self._owed: dict[str, Position] = {}
         self._current_at = -math.inf  # L1 knows of every bump before this moment of the monotonic clock
@@ -154,7 +93,7 @@ class ReadThroughCache:
         local = self.at_hand(key, key_type, need)
         if local is not None:
             return local, "l1"
-        entry, outcome = await self._fly(key, need, _Question(tags, lives, load, is_away))
+        entry, outcome = await self._fly(key, need, Question(tags, lives, load, is_away))
         if not entry.satisfies(need) and (entry.status == 200 or outcome != "miss"):
             raise RuntimeError(f"the load of {key} ignored what it must include: {need}")
         if outcome == "l2":
@@ -252,22 +191,21 @@ class ReadThroughCache:
             await pubsub.aclose()  # type: ignore[no-untyped-call]
 
     def _start_listening(self) -> None:
-        self._overtake_all()
+        self._overtake(lambda _flight: True)
         self._l1.listening = True
 
     def _stop_listening(self) -> None:
         self._l1.listening = False
-        self._overtake_all()
+        self._overtake(lambda _flight: True)
 
-    def _overtake_all(self) -> None:
+    def _overtake(self, which: Callable[[Flight], bool]) -> None:
         for flight in self._flights.values():
-            flight.overtaken = True
+            if which(flight):
+                flight.overtaken = True
 
     def _invalidate_here(self, tags: Sequence[str]) -> None:
         self._l1.invalidate(tags)
-        for flight in self._flights.values():
-            if not flight.tags.isdisjoint(tags):
-                flight.overtaken = True
+        self._overtake(lambda flight: not flight.tags.isdisjoint(tags))
 
     def _told(self, lines: Sequence[str]) -> None:
         """Heed a message of `CHANNEL`."""
@@ -277,11 +215,9 @@ class ReadThroughCache:
 
     def _remove_here(self, beginnings: tuple[str, ...]) -> None:
         self._l1.remove(beginnings)
-        for flight in self._flights.values():
-            if flight.key.startswith(beginnings):
-                flight.overtaken = True
+        self._overtake(lambda flight: flight.key.startswith(beginnings))
 
-    async def _fly(self, key: str, need: Position | None, question: _Question) -> tuple[Entry, str]:
+    async def _fly(self, key: str, need: Position | None, question: Question) -> tuple[Entry, str]:
         """Join the load under way if it will do, else start one."""
         failed = False
         while True:
@@ -297,8 +233,8 @@ class ReadThroughCache:
                 # Perhaps it failed only because somebody else asked too much of it, such as a token from the future.
                 failed = True
 
-    def _start(self, key: str, need: Position | None, question: _Question) -> _Flight:
-        flight = _Flight(key, question.tags, need)
+    def _start(self, key: str, need: Position | None, question: Question) -> Flight:
+        flight = Flight(key, question.tags, need)
 
         async def fly() -> tuple[Entry, str]:
             try:
@@ -319,7 +255,7 @@ class ReadThroughCache:
         flight.task.add_done_callback(lambda task: task.cancelled() or task.exception())
         return flight
 
-    async def _read(self, key: str, need: Position | None, question: _Question) -> tuple[Entry, str]:
+    async def _read(self, key: str, need: Position | None, question: Question) -> tuple[Entry, str]:
         begun: Begun | None = None
         if time.monotonic() >= self._l2_retry_at:
             try:
@@ -343,7 +279,7 @@ class ReadThroughCache:
                 raise
             return old, "stale"
 
-    async def _last_known(self, key: str, need: Position | None, question: _Question) -> Entry | None:
+    async def _last_known(self, key: str, need: Position | None, question: Question) -> Entry | None:
         """What may be given while its source is away; looked up only now, as it may just have been cleared."""
         if time.monotonic() < self._l2_retry_at:
             return None
@@ -356,7 +292,7 @@ class ReadThroughCache:
             return None
         return found.entry
 
-    async def _load(self, key: str, need: Position | None, question: _Question, begun: Begun | None) -> Entry:
+    async def _load(self, key: str, need: Position | None, question: Question, begun: Begun | None) -> Entry:
         stored = False
         try:
             loaded = await question.load(_requirement(need, begun.values if begun is not None else None))
@@ -406,10 +342,6 @@ def _stop_if_cancelled() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
-
-
-def _exceeds(need: Position | None, offered: Position | None) -> bool:
-    return need is not None and (offered is None or need > offered)
 
 
 def _requirement(need: Position | None, values: Sequence[TagValue] | None) -> Requirement:

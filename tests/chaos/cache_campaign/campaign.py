@@ -7,9 +7,8 @@ import dataclasses
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
@@ -19,6 +18,7 @@ from tests.chaos.cache_campaign.checker import Kind, Violation, check
 from tests.chaos.cache_campaign.clients import TICKETS, Client, Office
 from tests.chaos.cache_campaign.faults import Fault, Order, cause, disturb_replicas, plan
 from tests.chaos.cache_campaign.records import History
+from tests.support.beside import beside
 
 LAST_WORDS_SECONDS = 60.0
 AFTERMATH_SECONDS = 2.5  # reads go on for so long after the last write
@@ -69,8 +69,8 @@ async def run(orders: Orders, folder: Path, tell: Tell = print) -> Result:
     async with cast(folder, seed=orders.seed, plant=orders.plant, holds=orders.holds) as company:
         canary = Canary(company, company.offices[-1][0])
         async with (
-            _beside(canary.run()),
-            _beside(disturb_replicas(company, orders.seed, result.replicas)),
+            beside(canary.run()),
+            beside(disturb_replicas(company, orders.seed, result.replicas)),
             _using(company, orders, result),
         ):
             begun = now()
@@ -108,18 +108,6 @@ async def _strike(company: Cast, canary: Canary, order: Order, result: Result) -
         window.end = now()
     reads = len(result.history.reads) - before
     return f"{order}: {window.shown}; events flow {now() - window.mended:.1f} s after; {reads} reads"
-
-
-@contextlib.asynccontextmanager
-async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Do `work` while the block lasts; when it fails, that is raised at the end."""
-    task = asyncio.create_task(work)
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 @contextlib.asynccontextmanager

@@ -22,6 +22,7 @@ from tests.chaos.campaign.gathering import gather
 from tests.chaos.campaign.points import SPARED, Actor, Blow, Fault, plan
 from tests.chaos.campaign.watching import Watch
 from tests.chaos.campaign.writers import Office, Records, http_session, names
+from tests.support.beside import beside
 
 HIT_SECONDS = 30.0  # a point that nobody passes for so long (a relay without a shard) is given up
 DRAIN_SECONDS = 300.0
@@ -73,14 +74,14 @@ async def run(orders: Orders, folder: Path, tell: Tell = print) -> Result:
         stop = asyncio.Event()
         calm: Watch | None = None
         outage_rows = 0
-        async with _watching(watch), _writing(company, orders, records, http, stop):
+        async with beside(watch.run()), _writing(company, orders, records, http, stop):
             hits, missed = await _strike(company, orders, records, tell)
             if orders.outage:
                 outage_rows = await _without_kafka(company, orders.outage, tell)
             if orders.calm:
                 tell(f"{orders.calm:.0f} s without a fault")
                 calm = Watch(database, {})
-                async with _watching(calm):
+                async with beside(calm.run()):
                     await asyncio.sleep(orders.calm)
             while records.events < orders.events:
                 await asyncio.sleep(0.2)
@@ -109,17 +110,6 @@ async def run(orders: Orders, folder: Path, tell: Tell = print) -> Result:
         drain_seconds=drain_seconds,
         seconds=time.monotonic() - started,
     )
-
-
-@contextlib.asynccontextmanager
-async def _watching(watch: Watch) -> AsyncIterator[None]:
-    task = asyncio.create_task(watch.run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 @contextlib.asynccontextmanager

@@ -25,7 +25,8 @@ from redis.exceptions import RedisError
 from infra.local.stack import Stack
 from libs.common import background
 from libs.common.cache import local, store
-from libs.common.cache.readthrough import Lives, Load, Loaded, ReadThroughCache
+from libs.common.cache.loads import Lives, Load, Loaded
+from libs.common.cache.readthrough import ReadThroughCache
 from libs.common.cache.tags import CHANNEL, Tags, tag_key
 from libs.common.consistency import Position, Requirement
 from tests.support.caching import Process, Source

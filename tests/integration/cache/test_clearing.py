@@ -10,7 +10,7 @@ import pytest_asyncio
 from redis.asyncio import Redis
 
 from infra.local.stack import Stack
-from libs.common.cache.readthrough import Lives, Loaded
+from libs.common.cache.loads import Lives, Loaded
 from libs.common.cache.tags import organization_tag, tag_key, tickets_tag
 from libs.common.consistency import Position, Requirement
 from tests.support.caching import Process, Source, processes

@@ -11,8 +11,8 @@ from redis.asyncio import Redis
 
 from infra.local.stack import Stack
 from libs.common import background
+from libs.common.cache.loads import Lives, Load, Loaded
 from libs.common.cache.local import Entry
-from libs.common.cache.readthrough import Lives, Load, Loaded
 from libs.common.cache.store import LEASE_SECONDS, Begun, Store
 from libs.common.cache.tags import PRIMARY, Tags, parse, tag_key
 from libs.common.consistency import Position, Requirement
@@ -285,7 +285,7 @@ async def test_nobody_joins_a_load_that_has_lasted(
     pair: list[Process], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Were the connection cut, nobody would tell that it was overtaken."""
-    monkeypatch.setattr("libs.common.cache.readthrough._JOINED_SECONDS", 0.0)
+    monkeypatch.setattr("libs.common.cache.loads.JOINED_SECONDS", 0.0)
     gate = Gate(pair[0], name)
     early = gate.reading(Position(1, 1))
     await gate.has_begun(1)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from libs.common.cache.local import Entry
 from libs.common.consistency import Position
-from services.gateway.answers import body_of, coding_for, etag_in, headers_of, matches
-from services.gateway.codings import CODINGS, SHORTEST, coding_of, encoded
+from services.gateway.answers import body_of, etag_in, headers_of, matches
+from services.gateway.codings import CODINGS, SHORTEST, coding_for, coding_of, encoded
 
 LONG = b"A long answer. " * 100
 
@@ -60,9 +60,9 @@ def test_a_body_is_encoded_once() -> None:
 
 
 def test_what_fits_a_packet_is_sent_as_it_is() -> None:
-    assert coding_for(entry(b"x" * (SHORTEST - 1)), "br") == "identity"
-    assert coding_for(entry(b"x" * SHORTEST), "br") == "br"
-    assert coding_for(entry(), None) == "identity"
+    assert coding_for(b"x" * (SHORTEST - 1), "br") == "identity"
+    assert coding_for(b"x" * SHORTEST, "br") == "br"
+    assert coding_for(LONG, None) == "identity"
 
 
 def test_each_coding_has_its_own_strong_tag_and_any_of_them_names_the_state() -> None:
