@@ -1,23 +1,28 @@
-"""What is answered and logged when bytes arrive that are no HTTP request, before any route is known.
+"""What is answered on a connection before any route is known: requests whose answer is at hand, and what is none.
 
-aiohttp would answer in plain text and log the bytes with a stack trace: a header among them may hold a credential.
+An answer that is at hand is written the moment its request has been read: no task, no request object, no turn of the
+loop. To bytes that are no HTTP request aiohttp would answer in plain text and log them with a stack trace: a header
+among them may hold a credential.
 """
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import structlog
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.streams import EMPTY_PAYLOAD
 
 from libs.common.problems import CONTENT_TYPE, Problem
 from libs.common.security import SECURITY_HEADERS
 from libs.common.timeouts import TIMEOUTS, GuardedConnection, Timeouts
 
-Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-# What answers a request that needs no handler, or says None. It never waits, and records what it answers.
-Shortcut = Callable[[web.BaseRequest], web.StreamResponse | None]
+# The whole answer to a request without a body from a peer, if it is at hand. It is not waited for, and records what it
+# answers; requests after which the connection closes are not for it.
+Shortcut = Callable[[RawRequestMessage, str], bytes | None]
 SHORTCUT: web.AppKey[Shortcut] = web.AppKey("shortcut")
 _HEADERS = {**SECURITY_HEADERS, "Cache-Control": "no-store", "Connection": "close"}
 log = structlog.get_logger()
@@ -26,7 +31,64 @@ log = structlog.get_logger()
 class Connection(GuardedConnection):
     """One client's connection."""
 
-    __slots__ = ()
+    __slots__ = ("_peer", "shortcut")
+
+    def __init__(self, manager: web.Server, *, shortcut: Shortcut | None, **kwargs: Any) -> None:
+        super().__init__(manager, **kwargs)
+        self.shortcut = shortcut
+        self._peer = ""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        self._peer = str(peer[0] if isinstance(peer, list | tuple) else peer or "")
+
+    def data_received(self, data: bytes) -> None:
+        waiter = self._waiter
+        if waiter is None or self.shortcut is None:
+            super().data_received(data)
+            return
+        self._waiter = None  # the task that handles requests sleeps on, should there be nothing left for it
+        try:
+            super().data_received(data)
+        finally:
+            self._waiter = waiter
+        if self._messages and not self._is_answered(self.shortcut) and not waiter.done():
+            waiter.set_result(None)
+
+    def _is_answered(self, shortcut: Shortcut) -> bool:
+        """Whether the only request that came was one whose answer is at hand; it is written then."""
+        message, payload = self._messages[0]
+        transport, parser = self.transport, self._parser
+        if (
+            len(self._messages) > 1
+            or payload is not EMPTY_PAYLOAD
+            or not isinstance(message, RawRequestMessage)
+            or message.should_close
+            or message.upgrade
+            or transport is None
+            or parser is None
+            or transport.get_write_buffer_size()  # a slow reader is waited for elsewhere
+        ):
+            return False
+        try:
+            answer = shortcut(message, self._peer)
+        except Exception:
+            log.exception("shortcut_failed")
+            return False
+        if answer is None:
+            return False
+        self._messages.popleft()
+        parser.message_consumed()
+        transport.write(answer)
+        self._stay_alive()
+        return True
+
+    def _stay_alive(self) -> None:
+        """Begin the idle time anew, as after any other answer."""
+        until = self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(until, self._process_keepalive)
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         error = kw.get("exc_info")
@@ -69,10 +131,8 @@ class Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         server.__class__ = Server  # aiohttp leaves no other place to choose the connection's class
-        server._kwargs["timeouts"] = self.app.get(TIMEOUTS, Timeouts())  # noqa: SLF001 (as above)
-        shortcut = self.app.get(SHORTCUT)
-        if shortcut is not None:
-            server.request_handler = _asking_first(shortcut, server.request_handler)
+        # As above.
+        server._kwargs |= {"timeouts": self.app.get(TIMEOUTS, Timeouts()), "shortcut": self.app.get(SHORTCUT)}  # noqa: SLF001
         return server
 
 
@@ -85,13 +145,8 @@ def end_connections(server: web.Server) -> None:
         return await answer(request)
 
     server.request_handler = answer_last
+    server._kwargs["shortcut"] = None  # noqa: SLF001
     for connection in server.connections:
         connection._request_handler = answer_last  # noqa: SLF001
-
-
-def _asking_first(shortcut: Shortcut, handler: Handler) -> Handler:
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        answer = shortcut(request)
-        return answer if answer is not None else await handler(request)
-
-    return handle
+        if isinstance(connection, Connection):
+            connection.shortcut = None

@@ -231,7 +231,11 @@ class transaction_on:  # noqa: N801 (called like a function; a generator would c
             self._begin += f"; SELECT set_config('relaydesk.organization_id', '{organization_id.int:032x}', true)"
 
     async def __aenter__(self) -> None:
-        await self._connection.execute(self._begin)
+        try:
+            await self._connection.execute(self._begin)
+        except BaseException:  # cancelled, the server may have begun it all the same
+            await _roll_back(self._connection)
+            raise
 
     async def __aexit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         if error is not None:

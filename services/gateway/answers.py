@@ -2,9 +2,6 @@
 
 import time
 from email.utils import formatdate
-from typing import Final
-
-from aiohttp import web
 
 from libs.common.cache.local import Entry
 from libs.common.consistency import HEADER
@@ -12,7 +9,6 @@ from libs.common.security import SECURITY_HEADERS
 from services.gateway.codings import CODINGS, IDENTITY, encoded
 
 OUTCOME_HEADER = "Relaydesk-Cache"
-_BUFFERED_BYTES: Final = 256 * 1024
 _REASONS = {200: "OK", 304: "Not Modified", 404: "Not Found"}
 _END = b"\r\n\r\n"
 _date = (0, b"")
@@ -56,33 +52,16 @@ def matches(if_none_match: str, etag: str) -> bool:
     return any(item.strip().removeprefix("W/") in current for item in if_none_match.split(","))
 
 
-class ReadyAnswer:
-    """An answer whose bytes are ready: what aiohttp's server asks of a response, and no more."""
+def whole(entry: Entry, coding: str, *, not_modified: bool, more: bytes = b"") -> bytes:
+    """The entry, or that it is not modified, as all the bytes of an answer from L1.
 
-    __slots__ = ("_head", "_rest", "status")
-
-    keep_alive = True
-
-    def __init__(self, entry: Entry, coding: str, *, not_modified: bool, more: bytes = b"") -> None:
-        """`more`: further header lines, each ending with CR LF."""
-        self.status = 304 if not_modified else entry.status
-        form = "304" if not_modified else f"whole-{coding}"
-        rest = entry.forms.get(form)
-        if rest is None:
-            rest = entry.forms[form] = _rest(entry, coding, not_modified=not_modified)
-        self._head = _head(self.status) + _date_line() + more
-        self._rest = rest
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        transport = request.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("The client has gone.")
-        transport.write(self._head + self._rest)
-        if transport.get_write_buffer_size() > _BUFFERED_BYTES:
-            await request.writer.drain()
-
-    async def write_eof(self) -> None:
-        pass
+    `more`: further header lines, each ending with CR LF.
+    """
+    form = "304" if not_modified else f"whole-{coding}"
+    rest = entry.forms.get(form)
+    if rest is None:
+        rest = entry.forms[form] = _rest(entry, coding, not_modified=not_modified)
+    return _HEADS[304 if not_modified else entry.status] + _date_line() + more + rest
 
 
 def _rest(entry: Entry, coding: str, *, not_modified: bool) -> bytes:
@@ -91,10 +70,6 @@ def _rest(entry: Entry, coding: str, *, not_modified: bool) -> bytes:
     if not not_modified:
         headers["Content-Length"] = str(len(body))
     return "\r\n".join(f"{name}: {value}" for name, value in headers.items()).encode() + _END + body
-
-
-def _head(status: int) -> bytes:
-    return _HEADS[status]
 
 
 _HEADS = {status: f"HTTP/1.1 {status} {reason}\r\n".encode() for status, reason in _REASONS.items()}

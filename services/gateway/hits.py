@@ -7,10 +7,10 @@ still hold, the stored bytes are written. Anything out of the ordinary takes the
 
 import time
 from collections.abc import Mapping
-from typing import cast
 
 import cachebox
 from aiohttp import HttpVersion11, web
+from aiohttp.http import RawRequestMessage
 
 from libs.common.cache.local import Entry
 from libs.common.cache.readthrough import ReadThroughCache
@@ -18,7 +18,7 @@ from libs.common.consistency import HEADER, Position
 from libs.common.problems import Problem
 from libs.common.request_records import record
 from libs.common.tracing import ServerSpan
-from services.gateway.answers import ReadyAnswer, matches
+from services.gateway.answers import matches, whole
 from services.gateway.authentication import Authenticator, Caller
 from services.gateway.codings import coding_for
 from services.gateway.limits import Limits
@@ -75,20 +75,20 @@ class Hits:
 
     def remember(self, request: web.Request, hit: Hit) -> None:
         """This request would be answered like that again."""
-        credential = _credential(request)
+        credential = _credential(request.headers)
         if credential is not None:
             self._known[(request.raw_path, credential)] = hit
 
-    def answer(self, request: web.BaseRequest) -> web.StreamResponse | None:
-        """The answer, if it is at hand."""
+    def answer(self, message: RawRequestMessage, peer: str) -> bytes | None:
+        """All bytes of the answer, if it is at hand."""
         started = time.perf_counter()
-        credential = _credential(request)
-        if credential is None or request.method != "GET":
+        headers = message.headers
+        credential = _credential(headers)
+        if credential is None or message.method != "GET":
             return None
-        hit = self._known.get((request.raw_path, credential))
-        if hit is None or not self._holds(hit, request):
+        hit = self._known.get((message.path, credential))
+        if hit is None or not self._holds(hit, message):
             return None
-        headers = request.headers
         entry = self._entry(hit, headers)
         if entry is None:
             return None
@@ -98,23 +98,22 @@ class Hits:
         if_none_match = headers.get("If-None-Match")
         not_modified = if_none_match is not None and matches(if_none_match, entry.headers["ETag"])
         coding = coding_for(entry.body, headers.get("Accept-Encoding"))
-        client = self._proxies.client(request)
+        client = self._proxies.client(peer, headers)
         more = told.lines + self._vary + (_HSTS if client.scheme == "https" else b"")
-        answer = ReadyAnswer(entry, coding, not_modified=not_modified, more=more)
+        status = 304 if not_modified else entry.status
         with ServerSpan("GET", hit.route, headers) as span:
-            span.answered(answer.status)
-            record("GET", hit.route, answer.status, started, {**hit.fields, "client": client.address})
-        return cast("web.StreamResponse", answer)
+            span.answered(status)
+            record("GET", hit.route, status, started, {**hit.fields, "client": client.address})
+        return whole(entry, coding, not_modified=not_modified, more=more)
 
-    def _holds(self, hit: Hit, request: web.BaseRequest) -> bool:
+    def _holds(self, hit: Hit, message: RawRequestMessage) -> bool:
         """Whether it is still the same who asks, in an ordinary way."""
         caller = self._authenticator.remembered(hit.token)
         if caller is None or (caller.principal is not hit.principal and caller.principal != hit.principal):
             return False
         hit.principal = caller.principal
-        headers = request.headers
-        ordinary = "Origin" not in headers and "Expect" not in headers and request.version == HttpVersion11
-        return ordinary and request.keep_alive
+        headers = message.headers
+        return "Origin" not in headers and "Expect" not in headers and message.version == HttpVersion11
 
     def _entry(self, hit: Hit, headers: Mapping[str, str]) -> Entry | None:
         token = headers.get(HEADER) if hit.consistent else None
@@ -126,7 +125,6 @@ class Hits:
         return entry if entry is not None and entry.status == 200 else None
 
 
-def _credential(request: web.BaseRequest) -> str | None:
+def _credential(headers: Mapping[str, str]) -> str | None:
     """The header that says who asks."""
-    headers = request.headers
     return headers.get("Authorization") or headers.get("Cookie")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from aiohttp import hdrs, web
+from multidict import CIMultiDictProxy
 
 from libs.common.service import LOG_FIELDS, Handler
 
@@ -50,13 +51,12 @@ class TrustedProxies:
         self._forwarded = header == FORWARDED
         self._found = functools.lru_cache(_CLIENTS)(self._find)
 
-    def client(self, request: web.BaseRequest) -> Client:
-        peer = request.remote or ""
+    def client(self, peer: str, headers: CIMultiDictProxy[str]) -> Client:
+        """Who asks with these headers, over a connection from the address `peer`."""
         if not self._networks:
             return self._found(peer, "", "")
         if self._forwarded:
-            return self._found(peer, ",".join(request.headers.getall(hdrs.FORWARDED, ())), "")
-        headers = request.headers
+            return self._found(peer, ",".join(headers.getall(hdrs.FORWARDED, ())), "")
         return self._found(
             peer,
             ",".join(headers.getall(hdrs.X_FORWARDED_FOR, ())),
@@ -92,7 +92,7 @@ def note_client(proxies: TrustedProxies):  # type: ignore[no-untyped-def]  # noq
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        client = proxies.client(request)
+        client = proxies.client(request.remote or "", request.headers)
         request[CLIENT] = client
         request[LOG_FIELDS]["client"] = client.address
         return await handler(request)

@@ -193,12 +193,15 @@ async def test_a_read_cancelled_while_it_begins_or_ends_is_over_before_the_next(
         ):
             await connection.fetchval("SELECT 1")
 
+    complaints: list[dict[str, Any]] = []
     async with lent_by(stack, maximum=1) as connections:
         await read(connections)
         with monkeypatch.context() as patched:
             patched.setattr(MeasuredConnection, "execute", cancelled)
+            patched.setattr(asyncio.get_running_loop(), "call_exception_handler", complaints.append)
             with pytest.raises(asyncio.CancelledError):
                 await asyncio.create_task(read(connections))
+        assert complaints == [], "no transaction is left for the driver to end"
         async with connections.lend() as connection:
             assert is_clean(connection)
             assert await connection.fetchval("SHOW transaction_read_only") == "off"

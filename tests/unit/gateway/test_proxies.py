@@ -21,7 +21,7 @@ def client(
 ) -> Client:
     transport: Any = type("Transport", (), {"get_extra_info": lambda _self, _name: (peer, 1) if peer else ""})()
     request = make_mocked_request("GET", "/", headers=headers, transport=transport)
-    return TrustedProxies(trusted, header=header).client(request)
+    return TrustedProxies(trusted, header=header).client(request.remote or "", request.headers)
 
 
 @pytest.mark.parametrize(
