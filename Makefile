@@ -38,7 +38,7 @@ check: bootstrap ## Format, lint, strict types, import boundaries, unit tests: n
 	@$(PYTHON) -m pytest tests/unit
 
 test: check ## Everything: check, then contract, integration, fault and end-to-end tests on real servers
-	@$(PYTHON) -m pytest tests --ignore tests/unit
+	@$(PYTHON) -m pytest tests --ignore tests/unit --durations 30
 
 soak: bootstrap ## An hour of faults: both full campaigns with their logs, then the kill test ten times over; SEED=2
 	@$(PYTHON) -m tests.chaos.campaign --events 100000 --kills 200 --outage 300 --calm 300 --seed $(or $(SEED),1) \

@@ -1,7 +1,7 @@
 """Cached reads: principal → L1 → L2 → upstream, and the answer written as it was stored."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlencode
 
 import msgspec
@@ -9,7 +9,7 @@ from aiohttp import web
 
 from libs.common.cache.loads import Lives, Loaded
 from libs.common.cache.readthrough import ReadThroughCache
-from libs.common.cache.tags import organization_tag
+from libs.common.cache.ticket_tags import organization_tag
 from libs.common.consistency import AS_OF_HEADER, HEADER, PRIMARY_HEADER, Position, Requirement
 from libs.common.models import Role
 from libs.common.problems import Problem
@@ -41,13 +41,16 @@ class CachedReads:
         *,
         key_type: str,
         tags: Sequence[str],
+        watched: Sequence[str] = (),
+        parts_of: Callable[[bytes], tuple[str, ...]] | None = None,
         query: Mapping[str, str] | None = None,
         consistent: bool = True,
     ) -> web.Response:
         """Answer a GET from the cache or from `upstream`.
 
-        The key names the tenant, the role, the path and the normalised query: it must not mean another thing to
-        another user of that role, and `query` is what to ask instead of a request's query that does. A request's
+        `tags` and `watched` as in `Question`; `parts_of` finds the parts in a body. The key names the tenant, the role,
+        the path and the normalised query: it must not mean another thing to another user of that role, and `query` is
+        what to ask instead of a request's query that does. A request's
         consistency token is honoured where the upstream knows positions (`consistent`). While the upstream is away,
         what was cached before is given, marked `stale`, if it is not too old.
 
@@ -69,13 +72,17 @@ class CachedReads:
             log_fields["upstream_ms"] = round(answer.duration_ms, 2)
             if answer.status not in _CACHED_STATUSES:
                 raise UpstreamProblem(answer)
-            return _loaded(answer)
+            loaded = _loaded(answer)
+            if parts_of is None or answer.status != 200:
+                return loaded
+            return msgspec.structs.replace(loaded, parts=parts_of(answer.body))
 
         try:
             entry, outcome = await self._cache.get(
                 key,
                 key_type=key_type,
                 tags=[*tags, organization_tag(principal.organization_id)],
+                watched=watched,
                 need=need,
                 lives=self._lives,
                 load=load,

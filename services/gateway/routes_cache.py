@@ -20,7 +20,7 @@ from libs.common.cache.administration import (
     SharedFigures,
 )
 from libs.common.cache.readthrough import ReadThroughCache
-from libs.common.cache.tags import organization_tag, search_tag, tickets_tag
+from libs.common.cache.ticket_tags import lists, organization_tag, search_tag, tickets_tag
 from libs.common.consistency import HEADER, PRIMARY_HEADER
 from libs.common.history import AuditActor, CacheClear
 from libs.common.identity import Principal
@@ -34,7 +34,6 @@ from services.gateway.upstream import Upstream
 
 _HOTTEST = 20
 _NO_STORE = {"Cache-Control": "no-store"}
-_TAGS = {"tickets": tickets_tag, "search": search_tag}
 _clear_cache = msgspec.json.Decoder(ClearCache)
 
 
@@ -76,7 +75,7 @@ class CacheRoutes:
                     removed = await self._clear_prefix(principal, wanted.prefix)
                 what = msgspec.structs.replace(what, removed=removed)
             else:
-                await self._cache.clear_tags([_tag(wanted, principal)])
+                await self._cache.clear_tags(_tags(wanted, principal))
         except (RedisError, OSError, TimeoutError) as error:
             raise unavailable("The cache") from error
         return json_response(what, headers={**_NO_STORE, HEADER: position})
@@ -146,11 +145,18 @@ def _told(wanted: ClearCache) -> CacheCleared:
     return CacheCleared(Clearing.ORGANIZATION, None, None)
 
 
-def _tag(wanted: ClearCache, principal: Principal) -> str:
-    """The cache's own name for what a client calls a tag."""
+def _tags(wanted: ClearCache, principal: Principal) -> list[str]:
+    """The cache's own names for what a client calls a tag."""
+    organization_id = principal.organization_id
     if not wanted.tag:
-        return organization_tag(principal.organization_id)
-    return _TAGS[wanted.tag](principal.organization_id) if wanted.tag in _TAGS else wanted.tag
+        return [organization_tag(organization_id)]
+    match wanted.tag:
+        case "tickets":
+            return lists(organization_id)
+        case "search":
+            return [search_tag(organization_id)]
+        case ticket:
+            return [tickets_tag(organization_id), ticket]
 
 
 def _reads() -> Iterator[KeyTypeFigures]:

@@ -1,22 +1,48 @@
 """`/api/tickets` and `/api/search`: reads through the cache, writes handed on."""
 
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import msgspec
 from aiohttp import web
 
 from libs.common import background
-from libs.common.cache.tags import search_tag, ticket_tag, tickets_tag
+from libs.common.cache.ticket_tags import CREATED, FACETS, of_list, search_tag, ticket_tag, written
 from libs.common.identity import Principal
 from libs.common.models import BulkUpdateReport
+from libs.common.service import read_body
 from services.gateway.authentication import Authenticator
 from services.gateway.forwarding import forward, path_id, relayed
 from services.gateway.reads import CachedReads
-from services.gateway.upstream import Upstream
+from services.gateway.upstream import Answer, Upstream
 
 _USERS = ("assigned_to", "user_id")
 _NAMES = ("status", "priority")  # each one name or several with commas between
 _report = msgspec.json.Decoder(BulkUpdateReport)
+
+
+_named = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class Written(NamedTuple):
+    """What a write has changed: tickets that were there before, and facets of `libs.common.cache.ticket_tags`."""
+
+    ticket_ids: Iterable[object] = ()
+    facets: Iterable[str] = ()
+
+
+class _Listed(msgspec.Struct, frozen=True):
+    id: uuid.UUID
+
+
+class _Page(msgspec.Struct, frozen=True):
+    """Of a page, only which tickets stand on it matters here."""
+
+    tickets: list[_Listed]
+
+
+_page = msgspec.json.Decoder(_Page)
 
 
 class TicketRoutes:
@@ -28,9 +54,18 @@ class TicketRoutes:
 
     async def list(self, request: web.Request) -> web.Response:
         caller = await self._authenticator.authenticate(request)
-        tags = [tickets_tag(caller.principal.organization_id)]
         query = list_query(request.query, caller.principal)
-        return await self._reads.answer(request, caller, self._tickets, key_type="ticket_list", tags=tags, query=query)
+        depends_on = of_list(caller.principal.organization_id, query)
+        return await self._reads.answer(
+            request,
+            caller,
+            self._tickets,
+            key_type="ticket_list",
+            tags=depends_on.tags,
+            watched=depends_on.watched,
+            parts_of=_tickets_of if depends_on.watched else None,
+            query=query,
+        )
 
     async def get(self, request: web.Request) -> web.Response:
         return await self._read_of_ticket(request, "ticket")
@@ -46,24 +81,33 @@ class TicketRoutes:
         tags = [search_tag(caller.principal.organization_id)]
         return await self._reads.answer(request, caller, self._search, key_type="search", tags=tags, consistent=False)
 
-    async def write(self, request: web.Request) -> web.Response:
-        """Create, update, comment: whatever changes tickets."""
-        principal = (await self._authenticator.authenticate(request)).principal
-        answer = await forward(request, principal, self._tickets)
-        if answer.status < 300:
-            tags = [tickets_tag(principal.organization_id)]
-            if "ticket_id" in request.match_info:
-                tags.append(ticket_tag(path_id(request, "ticket_id")))
-            await background.finish(self._reads.wrote(tags, answer))
-        return relayed(answer)
+    async def create(self, request: web.Request) -> web.Response:
+        """One ticket or many."""
+        return await self._write(request, lambda _sent, _answer: Written(facets=[CREATED]))
+
+    async def update(self, request: web.Request) -> web.Response:
+        ticket_id = path_id(request, "ticket_id")
+        return await self._write(request, lambda sent, _answer: Written([ticket_id], _named.decode(sent)))
+
+    async def comment(self, request: web.Request) -> web.Response:
+        ticket_id = path_id(request, "ticket_id")
+        return await self._write(request, lambda _sent, _answer: Written([ticket_id]))
 
     async def update_many(self, request: web.Request) -> web.Response:
         """A bulk update: only its answer tells which tickets have changed."""
+
+        def updated(_sent: bytes, answer: Answer) -> Written:
+            results = _report.decode(answer.body).results
+            return Written([result.id for result in results if result.status == "updated"], FACETS)
+
+        return await self._write(request, updated)
+
+    async def _write(self, request: web.Request, written_by: Callable[[bytes, Answer], Written]) -> web.Response:
+        """Hand a write on; its body and answer say what it has written. What that made old is not given any more."""
         principal = (await self._authenticator.authenticate(request)).principal
         answer = await forward(request, principal, self._tickets)
         if answer.status < 300:
-            updated = [result.id for result in _report.decode(answer.body).results if result.status == "updated"]
-            tags = [tickets_tag(principal.organization_id), *map(ticket_tag, updated)]
+            tags = written(principal.organization_id, *written_by(await read_body(request), answer))
             await background.finish(self._reads.wrote(tags, answer))
         return relayed(answer)
 
@@ -71,6 +115,11 @@ class TicketRoutes:
         caller = await self._authenticator.authenticate(request)
         tags = [ticket_tag(path_id(request, "ticket_id"))]
         return await self._reads.answer(request, caller, self._tickets, key_type=key_type, tags=tags)
+
+
+def _tickets_of(page: bytes) -> tuple[str, ...]:
+    """The tags of the tickets on a page."""
+    return tuple(ticket_tag(ticket.id) for ticket in _page.decode(page).tickets)
 
 
 def list_query(query: Mapping[str, str], principal: Principal) -> dict[str, str]:

@@ -4,9 +4,11 @@
 invalidates cached tickets and lists at once, whatever the state of the index.
 """
 
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from libs.common.cache.tags import Tags, search_tag, ticket_tag, tickets_tag
+from libs.common.cache.tags import Tags
+from libs.common.cache.ticket_tags import CREATED, search_tag, written
 from libs.common.consistency import Position
 from libs.common.events import EventTypes, TicketEvent
 from libs.common.kafka import EventsRejected
@@ -42,25 +44,29 @@ class InvalidateConsumer:
         await _bump(self._tags, events, lambda event: INVALIDATE_HANDLERS[event.type](event))
 
 
+def on_ticket_created(event: TicketEvent) -> Sequence[str]:
+    return written(event.organization_id, [event.data.ticket.id], [CREATED])
+
+
 def on_ticket_written(event: TicketEvent) -> Sequence[str]:
-    """Every change of a ticket shows in the ticket and in the lists it may be in."""
-    return [ticket_tag(event.data.ticket.id), tickets_tag(event.organization_id)]
+    return written(event.organization_id, [event.data.ticket.id], event.data.changed)
 
 
-def highest_positions(events: Iterable[TicketEvent], tags_of: TagsOf) -> dict[Position, list[str]]:
-    """The tags of `events`, each with the highest position of its events, by position."""
-    positions: dict[str, Position] = {}
+def by_organization(events: Iterable[TicketEvent], tags_of: TagsOf) -> list[tuple[list[str], Position]]:
+    """The tags of each organization's events with the highest of their positions.
+
+    What belongs together is bumped together: see `libs.common.cache.loads.Question`.
+    """
+    found: dict[uuid.UUID, tuple[dict[str, None], Position]] = {}
     for event in events:
-        for tag in tags_of(event):
-            positions[tag] = max(event.position, positions.get(tag, event.position))
-    tags: dict[Position, list[str]] = {}
-    for tag, position in positions.items():
-        tags.setdefault(position, []).append(tag)
-    return tags
+        tags, highest = found.get(event.organization_id, ({}, event.position))
+        tags |= dict.fromkeys(tags_of(event))
+        found[event.organization_id] = (tags, max(highest, event.position))
+    return [(list(tags), position) for tags, position in found.values()]
 
 
 async def _bump(tags: Tags, events: Iterable[TicketEvent], tags_of: TagsOf) -> None:
-    for position, bumped in highest_positions(events, tags_of).items():
+    for bumped, position in by_organization(events, tags_of):
         await tags.bump(bumped, position)
 
 
@@ -79,7 +85,7 @@ INDEX_HANDLERS: Mapping[str, Handler] = {
 }
 
 INVALIDATE_HANDLERS: Mapping[str, TagsOf] = {
-    EventTypes.CREATED.name: on_ticket_written,
+    EventTypes.CREATED.name: on_ticket_created,
     EventTypes.UPDATED.name: on_ticket_written,
     EventTypes.STATUS_CHANGED.name: on_ticket_written,
     EventTypes.ASSIGNED.name: on_ticket_written,

@@ -14,6 +14,7 @@ import collections
 import contextlib
 import dataclasses
 import random
+import re
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -55,6 +56,7 @@ report chart filter label template folder upload download video audio cable adap
 scanner projector headset token certificate domain
 """.split()  # noqa: SIM905 (a list of 49 lines says no more)
 INDEX_SECONDS = 300.0
+_TOOK = re.compile(rb'"took_ms":[0-9.]+')  # what differs in two answers that say the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +115,7 @@ class Workload:
         self._http = http
         self._chance = random.Random(1)
         self._clock = 0
+        self._seen: dict[str, int] = {}  # hash of the last answer
         self._read_at: dict[str, int] = {}
         self._written_at: dict[str, int] = {}
         self.counts = Counts()
@@ -161,7 +164,7 @@ class Workload:
         self._clock += 1
         began = self._clock
         async with self._http.get(url, headers={"Authorization": f"Bearer {user.key}"}) as answer:
-            await answer.read()
+            body = await answer.read()
             if answer.status != 200:
                 raise RuntimeError(f"GET {path}: {answer.status} {await answer.text()}")
             outcome = answer.headers["Relaydesk-Cache"]
@@ -172,6 +175,10 @@ class Workload:
             last, written = self._read_at.get(key), max(self._written_at.get(name, 0) for name in made_old_by)
             reason = "first time" if last is None else "written since" if written >= last else "other"
             self.counts.reasons[what, reason] += 1
+        shown = hash(_TOOK.sub(b"", body))
+        if shown != self._seen.get(key, shown):
+            self.counts.reasons[what, "changed"] += 1
+        self._seen[key] = shown
         self._read_at[key] = began
 
     async def _write(self, ticket: Ticket, user: User) -> None:
@@ -226,7 +233,7 @@ def _figures(counted: Mapping[tuple[str, str], int], seen: Counts) -> list[Figur
         reads = {outcome: seen.outcomes[what, outcome] for outcome in ("l1", "l2", "miss")}
         whole = sum(reads.values())
         figures.append(Figure(f"hits of {what}", percent(reads["l1"] + reads["l2"], whole), 85, "all together", "%"))
-        for reason in ("written since", "first time", "other"):
+        for reason in ("written since", "first time", "other", "changed"):
             missed = seen.reasons[what, reason]
             figures.append(Figure(f"misses of {what}: {reason}", percent(missed, whole), 100, "all reads of it", "%"))
     return figures

@@ -14,13 +14,17 @@ JOINED_SECONDS = 1.0
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """A load's answer; see `Entry` for the two positions. A `status` of 404 says that there is nothing."""
+    """A load's answer; see `Entry` for the two positions. A `status` of 404 says that there is nothing.
+
+    `parts` are the tags of what was found, such as a list's tickets, where the question says what is `watched`.
+    """
 
     body: bytes
     headers: dict[str, str]
     as_of: Position | None
     consistency: Position | None
     status: int = 200
+    parts: tuple[str, ...] = ()
 
 
 class Lives(NamedTuple):
@@ -39,12 +43,22 @@ Load = Callable[[Requirement], Awaitable[Loaded]]
 
 
 class Question(NamedTuple):
-    """What a reader asks of the cache besides the key."""
+    """What a reader asks of the cache besides the key.
+
+    A bump of one of `tags` makes an entry old. One of a `watched` tag does not; it only overtakes a load under way.
+    Whoever bumps a part that a load may find bumps a watched tag in the same call.
+    """
 
     tags: Sequence[str]
+    watched: Sequence[str]
     lives: Lives
     load: Load
     is_away: Callable[[Exception], bool]
+
+    @property
+    def heeded(self) -> Sequence[str]:
+        """The tags that are read before a load: what it must include."""
+        return [*self.tags, *self.watched]
 
     def seconds(self, entry: Entry) -> int:
         """How long an entry may be kept."""
@@ -59,6 +73,7 @@ class Flight:
     """A load under way. Once `overtaken`, its answer may be old: nobody joins it and L1 does not keep it."""
 
     def __init__(self, key: str, tags: Sequence[str], need: Position | None) -> None:
+        """`tags`: those whose bumps overtake it."""
         self.key = key
         self.tags = frozenset(tags)
         self.need = need

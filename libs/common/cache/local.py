@@ -15,7 +15,8 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, dict=True):
     """A cached answer, stored as it is written to the client: its body and the headers that belong to it.
 
     It includes everything that had been told to anybody before `as_of`; nothing in it is newer than `consistency`.
-    Both are None for an answer whose source knows no positions. `made_at` is in seconds since 1970.
+    Both are None for an answer whose source knows no positions. `made_at` is in seconds since 1970. `parts` are the
+    tags that its load has found; `stamps` are those of the tags that were asked for, then those of the parts.
     """
 
     body: bytes
@@ -25,6 +26,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, dict=True):
     stamps: tuple[str, ...]
     status: int = 200
     made_at: float = 0.0
+    parts: tuple[str, ...] = ()
 
     @functools.cached_property
     def forms(self) -> dict[str, bytes]:

@@ -20,7 +20,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from libs.common.cache.loads import Flight, Lives, Load, Question
+from libs.common.cache.loads import Flight, Lives, Load, Loaded, Question
 from libs.common.cache.local import Entry, LocalCache
 from libs.common.cache.store import Begun, Shared, Store
 from libs.common.cache.tags import CHANNEL, KEYS_BEGIN, PRIMARY, Tags, TagValue
@@ -77,6 +77,7 @@ class ReadThroughCache:
         *,
         key_type: str,
         tags: Sequence[str],
+        watched: Sequence[str] = (),
         need: Position | None,
         lives: Lives,
         load: Load,
@@ -84,8 +85,9 @@ class ReadThroughCache:
     ) -> tuple[Entry, str]:
         """The answer for `key` and where it came from: `l1`, `l2`, `miss` or `stale`.
 
-        `key` must name everything the answer depends on. When `load` fails with an error of which `is_away` says that
-        it tells nothing of the answer, the last one known is given as `stale`, if it may still be.
+        `key` must name everything the answer depends on; `tags` and `watched` as in `Question`. When `load` fails with
+        an error of which `is_away` says that it tells nothing of the answer, the last one known is given as `stale`,
+        if it may still be.
 
         Raises:
             Exception: whatever `load` raises; nothing is cached then.
@@ -93,7 +95,7 @@ class ReadThroughCache:
         local = self.at_hand(key, key_type, need)
         if local is not None:
             return local, "l1"
-        entry, outcome = await self._fly(key, need, Question(tags, lives, load, is_away))
+        entry, outcome = await self._fly(key, need, Question(tags, watched, lives, load, is_away))
         if not entry.satisfies(need) and (entry.status == 200 or outcome != "miss"):
             raise RuntimeError(f"the load of {key} ignored what it must include: {need}")
         if outcome == "l2":
@@ -234,13 +236,13 @@ class ReadThroughCache:
                 failed = True
 
     def _start(self, key: str, need: Position | None, question: Question) -> Flight:
-        flight = Flight(key, question.tags, need)
+        flight = Flight(key, question.heeded, need)
 
         async def fly() -> tuple[Entry, str]:
             try:
                 entry, outcome = await self._read(key, need, question)
                 if not flight.overtaken and outcome != "stale":
-                    self._l1.put(key, entry, question.tags, seconds=question.seconds(entry))
+                    self._l1.put(key, entry, [*question.tags, *entry.parts], seconds=question.seconds(entry))
                 return entry, outcome
             finally:
                 if self._flights.get(key) is flight:
@@ -262,7 +264,7 @@ class ReadThroughCache:
                 await self._pay()
                 found = await self._store.look_up(key, question.tags)
                 if not found.is_valid(need):
-                    answer = await self._store.begin(key, question.tags, need)
+                    answer = await self._store.begin(key, question.tags, need, watched=question.watched)
                     if isinstance(answer, Begun):
                         begun = answer
                     else:
@@ -296,14 +298,14 @@ class ReadThroughCache:
         stored = False
         try:
             loaded = await question.load(_requirement(need, begun.values if begun is not None else None))
-            stamps = tuple(value.stamp for value in begun.values) if begun is not None else ()
-            entry = Entry(
-                loaded.body, loaded.headers, loaded.as_of, loaded.consistency, stamps, loaded.status, time.time()
-            )
+            entry = _entry(loaded, ())
             if begun is not None:
                 try:
-                    await self._store.finish(key, question.tags, begun, entry, seconds=question.seconds(entry))
-                    stored = True
+                    stamps = await self._stamps(loaded, question, begun)
+                    if stamps is not None:
+                        entry = _entry(loaded, stamps)
+                        await self._store.finish(key, question.heeded, begun, entry, seconds=question.seconds(entry))
+                        stored = True
                 except (RedisError, OSError, TimeoutError) as error:
                     self._l2_failed(error)
             return entry
@@ -311,6 +313,18 @@ class ReadThroughCache:
             if begun is not None and begun.lease is not None and not stored:
                 with contextlib.suppress(RedisError, OSError, TimeoutError):  # it ends by itself
                     await self._store.give_back(key, begun.lease)
+
+    async def _stamps(self, loaded: Loaded, question: Question, begun: Begun) -> tuple[str, ...] | None:
+        """Those of the tags and the parts, as they were before the load; None if that cannot be told."""
+        count = len(question.tags)
+        stamps = [value.stamp for value in begun.values[:count]]
+        if loaded.parts:
+            watched = dict(zip(question.watched, begun.values[count:], strict=True))
+            of_parts = await self._store.open_parts(loaded.parts, watched, loaded.as_of)
+            if of_parts is None:
+                return None
+            stamps += of_parts
+        return tuple(stamps)
 
     def _owe(self, tags: Sequence[str], position: Position) -> None:
         """Remember a bump that Redis did not take. Beyond the bound the oldest are left to the events."""
@@ -342,6 +356,19 @@ def _stop_if_cancelled() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+def _entry(loaded: Loaded, stamps: tuple[str, ...]) -> Entry:
+    return Entry(
+        loaded.body,
+        loaded.headers,
+        loaded.as_of,
+        loaded.consistency,
+        stamps,
+        loaded.status,
+        time.time(),
+        loaded.parts,
+    )
 
 
 def _requirement(need: Position | None, values: Sequence[TagValue] | None) -> Requirement:

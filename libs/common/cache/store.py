@@ -9,8 +9,8 @@ import random
 import secrets
 import time
 import zlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 from redis.asyncio import Redis
@@ -65,6 +65,21 @@ local lease = redis.call('GET', KEYS[2])
 if lease and string.match(lease, '^[^|]*') == ARGV[3] then redis.call('DEL', KEYS[2]) end
 """
 
+# KEYS: watched tags, then parts; ARGV: stamp and floor of a part that is missing, seconds of a tag, the stamps that the
+# watched tags had before the load. Returns the values of the parts, or nothing if a watched tag was bumped since.
+_OPEN_PARTS = """
+local watched, values = #ARGV - 3, {}
+for i = 1, watched do
+  local value = redis.call('GET', KEYS[i])
+  if not value or string.match(value, '^[^|]*') ~= ARGV[i + 3] then return false end
+end
+for i = watched + 1, #KEYS do
+  redis.call('SET', KEYS[i], ARGV[1] .. '|' .. ARGV[2], 'NX', 'EX', ARGV[3])
+  values[i - watched] = redis.call('GETEX', KEYS[i], 'EX', ARGV[3])
+end
+return values
+"""
+
 # KEYS: lease; ARGV: token.
 _GIVE_BACK = """
 local lease = redis.call('GET', KEYS[1])
@@ -73,7 +88,7 @@ if lease and string.match(lease, '^[^|]*') == ARGV[1] then redis.call('DEL', KEY
 
 
 class Found(NamedTuple):
-    """What L2 holds for a key, valid or not, and the values of its tags; None for those that are missing."""
+    """What L2 holds for a key, valid or not, and the values of its tags and parts; None for those that are missing."""
 
     entry: Entry | None
     values: Sequence[TagValue | None]
@@ -123,17 +138,19 @@ class Store:
         self._redis = redis
         self._begin = redis.register_script(_BEGIN)
         self._finish = redis.register_script(_FINISH)
+        self._open_parts = redis.register_script(_OPEN_PARTS)
         self._give_back = redis.register_script(_GIVE_BACK)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Entry)
 
     async def look_up(self, key: str, tags: Sequence[str]) -> Found:
-        """What is stored; one MGET."""
+        """What is stored; one MGET, and another for an entry that has parts."""
         answer: list[bytes | None] = await self._redis.mget([_ENTRY + key, *map(tag_key, tags)])  # type: ignore[assignment]  # decode_responses is off
-        values = [parse(value) if value is not None else None for value in answer[1:]]
-        return Found(self._decoded(answer[0]), values)
+        return await self._found(answer[0], [_parsed(value) for value in answer[1:]])
 
-    async def begin(self, key: str, tags: Sequence[str], need: Position | None) -> Begun | Found:
+    async def begin(
+        self, key: str, tags: Sequence[str], need: Position | None, *, watched: Sequence[str] = ()
+    ) -> Begun | Found:
         """Begin a load, or get what another process has loaded meanwhile.
 
         Waits while another process has the lease, for at most as long as one lasts; then loads beside it. A reader
@@ -144,11 +161,11 @@ class Store:
         pause, longest = _PAUSES
         while True:
             answer = await self._begin(
-                keys=[_LEASE + key, _ENTRY + key, _fence_key(key), *map(tag_key, tags)],
+                keys=[_LEASE + key, _ENTRY + key, _fence_key(key), *map(tag_key, [*tags, *watched])],
                 args=[fresh_stamp(), TAG_SECONDS, token, int(LEASE_SECONDS * 1000)],
             )
             begun = Begun([parse(value) for value in answer[3:]], token if answer[0] else None, answer[2])
-            found = Found(self._decoded(answer[1]), begun.values)
+            found = await self._found(answer[1], begun.values[: len(tags)])
             if found.is_valid(need):  # stored since it was looked up
                 if begun.lease is not None:
                     await self.give_back(key, begun.lease)
@@ -158,8 +175,27 @@ class Store:
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)
 
+    async def open_parts(
+        self, parts: Sequence[str], watched: Mapping[str, TagValue], as_of: Position | None
+    ) -> list[str] | None:
+        """The stamps that `parts` had before a load which found them; None if they cannot be told.
+
+        They are read after it, but no part was bumped since, as a `watched` tag would have been bumped with it.
+        `watched`: with the values from before the load, which is as of `as_of`.
+        """
+        values = await self._open_parts(
+            keys=[tag_key(tag) for tag in (*watched, *parts)],
+            args=[
+                fresh_stamp(),
+                as_of.token() if as_of is not None else PRIMARY,
+                TAG_SECONDS,
+                *(value.stamp for value in watched.values()),
+            ],
+        )
+        return [parse(value).stamp for value in values] if values is not None else None
+
     async def finish(self, key: str, tags: Sequence[str], begun: Begun, entry: Entry, *, seconds: float) -> None:
-        """Store what was loaded and end the load.
+        """Store what was loaded and end the load. `tags`: those that it began with, the watched ones as well.
 
         It lives for `seconds` or up to a tenth less, so that what was stored at one time does not end at one time.
         """
@@ -201,6 +237,12 @@ class Store:
         await self._redis.publish(CHANNEL, "\n".join(KEYS_BEGIN + beginning for beginning in beginnings))
         return removed
 
+    async def _found(self, stored: bytes | None, values: Sequence[TagValue | None]) -> Found:
+        entry = self._decoded(stored)
+        if entry is not None and entry.parts:
+            values = [*values, *map(_parsed, await self._redis.mget(map(tag_key, entry.parts)))]
+        return Found(entry, values)
+
     def _decoded(self, value: bytes | None) -> Entry | None:
         if value is None:
             return None
@@ -208,6 +250,10 @@ class Store:
             return self._decoder.decode(zlib.decompress(value[1:]) if value[:1] == _COMPRESSED else value[1:])
         except (msgspec.MsgspecError, zlib.error):
             return None  # of another version of this code; what is loaded now takes its place
+
+
+def _parsed(value: Any) -> TagValue | None:
+    return parse(value) if value is not None else None
 
 
 def _fence_key(key: str) -> str:

@@ -57,25 +57,6 @@ class TagValue(NamedTuple):
         return _generation(stamp) == _generation(self.stamp)
 
 
-def organization_tag(organization_id: object) -> str:
-    """Everything of an organization."""
-    return f"org:{organization_id}"
-
-
-def ticket_tag(ticket_id: object) -> str:
-    return f"ticket:{ticket_id}"
-
-
-def tickets_tag(organization_id: object) -> str:
-    """Lists of an organization's tickets."""
-    return f"org:{organization_id}:tickets"
-
-
-def search_tag(organization_id: object) -> str:
-    """Search results of an organization."""
-    return f"org:{organization_id}:search"
-
-
 def tag_key(tag: str) -> str:
     return _PREFIX + tag
 

@@ -4,13 +4,14 @@ Each function changes the product's classes in this process. A name that is not 
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from libs.common.cache.local import Entry, LocalCache
 from libs.common.cache.store import Begun, Found, Store
+from libs.common.cache.tags import TagValue
 from libs.common.consistency import Position
 from services.gateway.reads import CachedReads
 
@@ -33,11 +34,25 @@ def stamps_after_load() -> None:
     async def read_stamps_and_finish(
         self: Store, key: str, tags: Sequence[str], begun: Begun, entry: Entry, **more: Any
     ) -> None:
+        if entry.parts:
+            return await finish(self, key, tags, begun, entry, **more)
         values = [value for value in (await self.look_up(key, tags)).values if value is not None]
         entry = msgspec.structs.replace(entry, stamps=tuple(value.stamp for value in values))
-        await finish(self, key, tags, begun._replace(values=values), entry, **more)
+        return await finish(self, key, tags, begun._replace(values=values), entry, **more)
 
     _replace(Store, "finish", read_stamps_and_finish)
+
+
+def parts_after_load() -> None:
+    """The stamps of a list's tickets are those after its load, whatever was written to them meanwhile."""
+    open_parts = Store.open_parts
+
+    async def open_unwatched(
+        self: Store, parts: Sequence[str], _watched: Mapping[str, TagValue], as_of: Position | None
+    ) -> list[str] | None:
+        return await open_parts(self, parts, {}, as_of)
+
+    _replace(Store, "open_parts", open_unwatched)
 
 
 def keep_l1() -> None:
@@ -79,6 +94,7 @@ def _replace(owner: type, name: str, function: Any) -> None:
 PLANTS: dict[str, Callable[[], None]] = {
     "tag-check-off": tag_check_off,
     "stamps-after-load": stamps_after_load,
+    "parts-after-load": parts_after_load,
     "keep-l1": keep_l1,
     "late-bump": late_bump,
 }

@@ -9,6 +9,7 @@ includes.
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import random
 import uuid
 from collections.abc import Coroutine
@@ -182,37 +183,38 @@ class CacheMachine(RuleBasedStateMachine):
             name, version, position = self.events.pop(turn % len(self.events))
             self.do(self._bump(name, version, position))
 
-    @rule(process=PROCESSES, document=DOCUMENTS, with_token=st.booleans())
-    def read(self, process: int, document: str, *, with_token: bool) -> None:
+    @rule(process=PROCESSES, document=DOCUMENTS, with_token=st.booleans(), listed=st.booleans())
+    def read(self, process: int, document: str, *, with_token: bool, listed: bool) -> None:
         if len(self.readings) < READINGS:
-            self.do(self._begin(process, f"{self.organization}:{document}", self.token if with_token else None))
+            need = self.token if with_token else None
+            self.do(self._begin(process, f"{self.organization}:{document}", need, listed=listed))
 
-    @rule(process=PROCESSES, document=DOCUMENTS)
-    def read_at_once(self, process: int, document: str) -> None:
+    @rule(process=PROCESSES, document=DOCUMENTS, listed=st.booleans())
+    def read_at_once(self, process: int, document: str, *, listed: bool) -> None:
         """Begin and end, but for what waits for a load that stands still."""
-        self.do(self._begin(process, f"{self.organization}:{document}", None))
+        self.do(self._begin(process, f"{self.organization}:{document}", None, listed=listed))
         reading = self.readings[-1] if self.readings else None
         for _ in range(2):
             if reading in self.readings and reading is not None:
                 reading.gate.go_on()
                 self.do(self._settle())
 
-    @rule(process=PROCESSES, document=DOCUMENTS, before=st.booleans())
-    def write_during_a_load(self, process: int, document: str, *, before: bool) -> None:
+    @rule(process=PROCESSES, document=DOCUMENTS, before=st.booleans(), listed=st.booleans())
+    def write_during_a_load(self, process: int, document: str, *, before: bool, listed: bool) -> None:
         """The load has looked at its source already, or not yet; then somebody comes who must not get its answer."""
-        self.read(process=process, document=document, with_token=False)
+        self.read(process=process, document=document, with_token=False, listed=listed)
         if not before:
             self.load_goes_on(turn=len(self.readings) - 1)
         self.write(document=document, process=process)
-        self.read(process=process, document=document, with_token=False)
+        self.read(process=process, document=document, with_token=False, listed=listed)
 
-    @rule(process=PROCESSES, document=DOCUMENTS)
-    def token_of_what_was_not_heard(self, process: int, document: str) -> None:
+    @rule(process=PROCESSES, document=DOCUMENTS, listed=st.booleans())
+    def token_of_what_was_not_heard(self, process: int, document: str, *, listed: bool) -> None:
         """Written elsewhere, while nothing gets through to whoever is asked."""
-        self.read_at_once(process=process, document=document)
+        self.read_at_once(process=process, document=document, listed=listed)
         self.invalidations(process=process, deed="hold")
         self.write(document=document, process=1 - process)
-        self.read(process=process, document=document, with_token=True)
+        self.read(process=process, document=document, with_token=True, listed=listed)
 
     @rule(turn=st.integers(0, 10))
     def load_goes_on(self, turn: int) -> None:
@@ -225,18 +227,22 @@ class CacheMachine(RuleBasedStateMachine):
     def replica_replays(self, share: float) -> None:
         self.source.replayed += round((self.source.lsn - self.source.replayed) * share)
 
-    @rule(deed=st.sampled_from(["flush", "tag", "tags", "entry", "lease", "time"]), document=DOCUMENTS)
+    @rule(deed=st.sampled_from(["flush", "tag", "tags", "born", "entry", "lease", "time"]), document=DOCUMENTS)
     def something_is_lost(self, deed: str, document: str) -> None:
         name = f"{self.organization}:{document}"
         match deed:
             case "flush":
                 self.do(_all(self.redis.flushall()))
-            case "tag" | "tags":
-                self.do(_all(self.redis.delete(tag_key(name if deed == "tag" else self.organization))))
+            case "tag":
+                self.do(_all(self.redis.delete(tag_key(name))))
+            case "tags":
+                self.do(_all(self.redis.delete(tag_key(self.organization))))
+            case "born":
+                self.do(_all(self.redis.delete(tag_key(_born(name)))))
             case "time":
                 self.clock.now += LONG
             case _:
-                self.do(_all(self.redis.delete(f"{deed}:document:{name}")))
+                self.do(_all(self.redis.delete(f"{deed}:document:{name}", f"{deed}:list:{name}")))
 
     @rule(process=PROCESSES, deed=st.sampled_from(["hold", "arrive", "arrive", "cut"]))
     def invalidations(self, process: int, deed: str) -> None:
@@ -256,7 +262,7 @@ class CacheMachine(RuleBasedStateMachine):
             self.token = max(position, self.token or position)
 
     async def _bump(self, name: str, version: int, position: Position, by: int | None = None) -> None:
-        tags = [name, name.partition(":")[0]]
+        tags = [name, name.partition(":")[0], *([_born(name)] if version == 1 else [])]
         if by is None:
             await self.tags.bump(tags, position)
         else:
@@ -292,7 +298,9 @@ class CacheMachine(RuleBasedStateMachine):
                 await until(lambda: link.lives > life and process.listening)  # noqa: B023 (it is awaited here)
         await self._settle()
 
-    async def _begin(self, number: int, name: str, need: Position | None) -> None:
+    async def _begin(self, number: int, name: str, need: Position | None, *, listed: bool) -> None:
+        """Read a document, or a list of it: that depends on which documents there are, and the document is its part."""
+        organization = name.partition(":")[0]
         process, gate = self.processes[number], GatedLoad()
         least = self.told[number].get(name, 0)
         if need is not None:
@@ -300,12 +308,13 @@ class CacheMachine(RuleBasedStateMachine):
 
         async def read() -> tuple[int, Position | None, str]:
             entry, outcome = await process.cache.get(
-                f"document:{name}",
+                f"{'list' if listed else 'document'}:{name}",
                 key_type="document",
-                tags=[name, name.partition(":")[0]],
+                tags=[_born(name)] if listed else [name, organization],
+                watched=[organization] if listed else [],
                 need=need,
                 lives=Lives(600, missing=600),
-                load=_gated(self.source, name, gate),
+                load=_gated(self.source, name, gate, parts=(name,) if listed else ()),
             )
             return int(entry.body), entry.consistency, outcome
 
@@ -340,14 +349,19 @@ class CacheMachine(RuleBasedStateMachine):
                     reading.gate.go_on()
                 await self._settle()
             for number in range(len(self.processes)):
-                for name in self.source.history:
-                    await self._begin(number, name, None)
+                for name, listed in itertools.product(self.source.history, [False, True]):
+                    await self._begin(number, name, None, listed=listed)
                     while self.readings:
                         self.readings[0].gate.go_on()
                         await self._settle()
 
 
-def _gated(source: Source, name: str, gate: GatedLoad) -> Load:
+def _born(name: str) -> str:
+    """The tag that a document's first version bumps as well."""
+    return f"{name} born"
+
+
+def _gated(source: Source, name: str, gate: GatedLoad, *, parts: tuple[str, ...]) -> Load:
     """The rules of services/tickets/database.py, with stops. Without any version there is nothing: 404."""
 
     async def load(requirement: Requirement) -> Loaded:
@@ -361,7 +375,7 @@ def _gated(source: Source, name: str, gate: GatedLoad) -> Load:
         as_of = max(seen, need) if need else seen
         if not version:
             return Loaded(b"0", {}, None, None, status=404)
-        return Loaded(str(version).encode(), {}, as_of=as_of, consistency=consistency)
+        return Loaded(str(version).encode(), {}, as_of=as_of, consistency=consistency, parts=parts)
 
     return load
 

@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 
 from infra.local.stack import Stack
 from libs.common.cache.loads import Lives, Loaded
-from libs.common.cache.tags import organization_tag, tag_key, tickets_tag
+from libs.common.cache.tags import tag_key
+from libs.common.cache.ticket_tags import organization_tag, tickets_tag
 from libs.common.consistency import Position, Requirement
 from tests.support.caching import Process, Source, processes
 from tests.support.realtime import until
