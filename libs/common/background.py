@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import structlog
 
@@ -74,6 +74,26 @@ async def finish(work: Awaitable[T], *, seconds: float | None = None) -> T:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait({task}, timeout=left)
         raise
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` for at most so long. It is cancelled then, and with its caller, but never waited for.
+
+    `asyncio.timeout` and `wait_for` wait until what they cancel has ended: for ever, if a library swallows the
+    cancellation.
+
+    Raises:
+        TimeoutError: when it has not ended.
+    """
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody will look
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if not task.done():
+            raise TimeoutError
+        return task.result()
+    finally:
+        task.cancel()
 
 
 async def measure_event_loop_lag() -> None:

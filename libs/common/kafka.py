@@ -151,7 +151,9 @@ async def discard(sender: aiokafka.AIOKafkaProducer) -> None:
         routine.cancel()
     sender._message_accumulator.fail_all(ProducerClosed())  # noqa: SLF001 (stop() would leave a task waiting for it)
     with contextlib.suppress(Exception):
-        await sender.client.close()  # what is under way fails now and not at its timeout
+        await background.within(
+            _SEND_SECONDS, sender.client.close()
+        )  # what is under way fails now and not at its timeout
     stopping = asyncio.create_task(sender.stop())  # in a task: when its routine does not end it raises CancelledError
     await asyncio.wait({stopping}, timeout=_SEND_SECONDS)
     if not stopping.cancelled() and stopping.done() and stopping.exception() is not None:
@@ -221,7 +223,7 @@ class EventConsumer:
             self._polled = False
             await self._dead_letters.close()
             with contextlib.suppress(Exception):
-                await asyncio.wait_for(consumer.stop(), _SEND_SECONDS)
+                await background.within(_SEND_SECONDS, consumer.stop())
 
     async def _apply_and_commit(
         self, consumer: aiokafka.AIOKafkaConsumer, messages: Sequence[aiokafka.ConsumerRecord]
@@ -295,21 +297,23 @@ class _DeadLetters:
             key=(message.key or b"").decode("utf-8", "replace"),
             reason=reason,
         )
-        async with asyncio.timeout(_SEND_SECONDS):
-            sender = self._sender or await self._open(source=message.topic)
-            await sender.send_and_wait(
-                self._topic,
-                value=message.value or b"",  # a message without key and value cannot be sent
-                key=message.key,
-                headers=[
-                    *((name, content or b"") for name, content in message.headers),
-                    ("dlq_reason", reason.encode()),
-                    ("dlq_topic", message.topic.encode()),
-                    ("dlq_partition", str(message.partition).encode()),
-                    ("dlq_offset", str(message.offset).encode()),
-                ],
-            )
+        await background.within(_SEND_SECONDS, self._send(message, reason))
         CONSUMED_EVENTS.labels(self._group, "dead_letter").inc()
+
+    async def _send(self, message: aiokafka.ConsumerRecord, reason: str) -> None:
+        sender = self._sender or await self._open(source=message.topic)
+        await sender.send_and_wait(
+            self._topic,
+            value=message.value or b"",  # a message without key and value cannot be sent
+            key=message.key,
+            headers=[
+                *((name, content or b"") for name, content in message.headers),
+                ("dlq_reason", reason.encode()),
+                ("dlq_topic", message.topic.encode()),
+                ("dlq_partition", str(message.partition).encode()),
+                ("dlq_offset", str(message.offset).encode()),
+            ],
+        )
 
     async def _open(self, *, source: str) -> aiokafka.AIOKafkaProducer:
         await _ensure_dead_letters(self._bootstrap, name=self._topic, source=source)

@@ -6,6 +6,7 @@ import datetime as dt
 import logging
 import sys
 import threading
+import time
 from typing import Any, BinaryIO, TextIO, cast
 
 import msgspec
@@ -74,12 +75,12 @@ class _Requests:
         if worker is not None:
             self._own["worker"] = worker
         self._lines = lines
+        self._second, self._seconds = 0, ""
         self._flush: asyncio.TimerHandle | None = None
 
     def write(self, event: dict[str, object]) -> None:
-        now = dt.datetime.now(dt.UTC).isoformat(timespec="microseconds")
         event |= self._own
-        event["timestamp"] = now[:-6] + "Z"
+        event["timestamp"] = self._now()
         if "trace_id" not in event:
             _add_trace_id(None, "info", event)
         waiting = self._lines.write(_encode(event) + b"\n")
@@ -87,6 +88,14 @@ class _Requests:
             self._write_now()
         elif self._flush is None:
             self._flush = asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self._write_now)
+
+    def _now(self) -> str:
+        """The time (RFC 3339); its seconds are written out once a second."""
+        second, microsecond = divmod(time.time_ns() // 1000, 1_000_000)
+        if second != self._second:
+            self._second = second
+            self._seconds = dt.datetime.fromtimestamp(second, dt.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        return f"{self._seconds}.{microsecond:06}Z"
 
     def _write_now(self) -> None:
         if self._flush is not None:

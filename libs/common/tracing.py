@@ -61,6 +61,15 @@ def current_traceparent() -> str | None:
     return carrier.get("traceparent")
 
 
+def answered(method: str, route: str, status: int, headers: Mapping[str, str]) -> str:
+    """Note a request that was answered without anything in between; its trace's id, in hexadecimal digits."""
+    if not _exporting and "traceparent" not in headers:
+        return f"{random.getrandbits(128) or 1:032x}"
+    with ServerSpan(method, route, headers) as span:
+        span.answered(status)
+        return f"{trace.get_current_span().get_span_context().trace_id:032x}"
+
+
 class ServerSpan:
     """The span of a request, current while the block lasts.
 

@@ -12,12 +12,12 @@ import cachebox
 from aiohttp import HttpVersion11, web
 from aiohttp.http import RawRequestMessage
 
+from libs.common import tracing
 from libs.common.cache.local import Entry
 from libs.common.cache.readthrough import ReadThroughCache
 from libs.common.consistency import HEADER, Position
 from libs.common.problems import Problem
 from libs.common.request_records import record
-from libs.common.tracing import ServerSpan
 from services.gateway.answers import matches, whole
 from services.gateway.authentication import Authenticator, Caller
 from services.gateway.codings import coding_for
@@ -101,9 +101,8 @@ class Hits:
         client = self._proxies.client(peer, headers)
         more = told.lines + self._vary + (_HSTS if client.scheme == "https" else b"")
         status = 304 if not_modified else entry.status
-        with ServerSpan("GET", hit.route, headers) as span:
-            span.answered(status)
-            record("GET", hit.route, status, started, {**hit.fields, "client": client.address})
+        trace_id = tracing.answered("GET", hit.route, status, headers)
+        record("GET", hit.route, status, started, {**hit.fields, "client": client.address, "trace_id": trace_id})
         return whole(entry, coding, not_modified=not_modified, more=more)
 
     def _holds(self, hit: Hit, message: RawRequestMessage) -> bool:

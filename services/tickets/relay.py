@@ -124,13 +124,14 @@ class Relay:
                 self._more.clear()
                 if await self._send(pool, producer) < BATCH_ROWS:
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._more.wait(), POLL_SECONDS)
+                        async with asyncio.timeout(POLL_SECONDS):
+                            await self._more.wait()
 
     @contextlib.asynccontextmanager
     async def _producer(self, *, batch_bytes: int) -> AsyncIterator[aiokafka.AIOKafkaProducer]:
         producer = kafka.producer(self._settings.kafka_bootstrap, batch_bytes=batch_bytes)
         try:
-            await asyncio.wait_for(producer.start(), SEND_SECONDS)
+            await background.within(SEND_SECONDS, producer.start())
             yield producer
         finally:
             await kafka.discard(producer)
@@ -169,11 +170,14 @@ class Relay:
     async def _acknowledged(self, producer: aiokafka.AIOKafkaProducer, rows: Sequence[asyncpg.Record]) -> list[int]:
         """Send `rows`, each of another ticket, and return the positions of those that Kafka acknowledged."""
         futures: list[asyncio.Future[object]] = []
+
+        async def send() -> None:
+            for row in rows:
+                futures.append(await self._send_row(producer, row))  # noqa: PERF401 (what was sent must be known when it fails)
+            await asyncio.gather(*futures, return_exceptions=True)
+
         try:
-            async with asyncio.timeout(SEND_SECONDS):
-                for row in rows:
-                    futures.append(await self._send_row(producer, row))  # noqa: PERF401 (what was sent must be known when it fails)
-                await asyncio.gather(*futures, return_exceptions=True)
+            await background.within(SEND_SECONDS, send())
         except (TimeoutError, aiokafka.errors.KafkaError) as error:
             log.warning("publish_failed", error=repr(error))
         return [row["position"] for row, future in zip(rows, futures, strict=False) if _succeeded(future)]

@@ -1,6 +1,7 @@
 """Background loops outlive failures and end when they are told to."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -239,3 +240,49 @@ async def test_a_cancelled_caller_waits_for_as_long_as_was_said_however_often_it
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(asyncio.shield(caller), 30)
     assert given_up.is_set()
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_work_within_a_time_that_swallows_its_cancellation_is_not_waited_for(
+    *, cancelled: bool
+) -> None:
+    go, ended = asyncio.Event(), asyncio.Event()
+
+    async def stubborn() -> None:
+        while not go.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await go.wait()
+        ended.set()
+
+    waiter = asyncio.create_task(background.within(60 if cancelled else 0.01, stubborn()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    if cancelled:
+        waiter.cancel()
+    await asyncio.wait({waiter}, timeout=30)
+    if cancelled:
+        assert waiter.cancelled()
+    else:
+        assert isinstance(waiter.exception(), TimeoutError)
+    go.set()
+    await asyncio.wait_for(ended.wait(), 30)
+
+
+async def test_work_within_a_time_gives_its_result_or_its_error_and_is_cancelled_after_it() -> None:
+    assert await background.within(30, asyncio.sleep(0, "result")) == "result"
+    given_up = asyncio.Event()
+
+    async def fail() -> None:
+        raise ValueError("of the work")
+
+    async def slow() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up.set()
+
+    with pytest.raises(ValueError, match="of the work"):
+        await background.within(30, fail())
+    with pytest.raises(TimeoutError):
+        await background.within(0.01, slow())
+    await asyncio.wait_for(given_up.wait(), 30)

@@ -158,3 +158,23 @@ def test_a_span_is_exported_after_an_exception(exported: Exported) -> None:
         raise ZeroDivisionError
     assert current_traceparent() is None
     assert len(exported.spans()) == 1
+
+
+@pytest.mark.usefixtures("_not_exporting")
+def test_a_request_answered_at_once_has_its_callers_trace_or_one_of_its_own() -> None:
+    assert tracing.answered("GET", "/", 200, CALLER) == TRACE_ID
+    own = [tracing.answered("GET", "/", 200, headers) for headers in ({}, {}, {"traceparent": "nonsense"})]
+    assert len({*own, TRACE_ID}) == 4
+    assert all(len(number) == 32 and int(number, 16) for number in own)
+    assert current_traceparent() is None
+
+
+@pytest.mark.parametrize("headers", [{}, CALLER])
+def test_the_span_of_a_request_answered_at_once_is_exported(exported: Exported, headers: dict[str, str]) -> None:
+    number = tracing.answered("GET", "/api/tickets", 304, headers)
+    (span,) = exported.spans()
+    assert span.context is not None
+    assert f"{span.context.trace_id:032x}" == number
+    assert (span.parent is not None) is bool(headers)
+    assert span.attributes is not None
+    assert span.attributes["http.response.status_code"] == 304
