@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 from redis.asyncio import Redis
 
+from libs.common.cache.joined import JoinedReads
 from libs.common.cache.local import Entry
 from libs.common.cache.tags import CHANNEL, KEYS_BEGIN, PRIMARY, TAG_SECONDS, TagValue, fresh_stamp, parse, tag_key
 from libs.common.consistency import Position
@@ -136,6 +137,7 @@ class Store:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._reads = JoinedReads(redis)
         self._begin = redis.register_script(_BEGIN)
         self._finish = redis.register_script(_FINISH)
         self._open_parts = redis.register_script(_OPEN_PARTS)
@@ -144,8 +146,8 @@ class Store:
         self._decoder = msgspec.msgpack.Decoder(Entry)
 
     async def look_up(self, key: str, tags: Sequence[str]) -> Found:
-        """What is stored; one MGET, and another for an entry that has parts."""
-        answer: list[bytes | None] = await self._redis.mget([_ENTRY + key, *map(tag_key, tags)])  # type: ignore[assignment]  # decode_responses is off
+        """What is stored: one MGET, and another for an entry that has parts."""
+        answer = await self._reads.mget([_ENTRY + key, *map(tag_key, tags)])
         return await self._found(answer[0], [_parsed(value) for value in answer[1:]])
 
     async def begin(
@@ -240,7 +242,7 @@ class Store:
     async def _found(self, stored: bytes | None, values: Sequence[TagValue | None]) -> Found:
         entry = self._decoded(stored)
         if entry is not None and entry.parts:
-            values = [*values, *map(_parsed, await self._redis.mget(map(tag_key, entry.parts)))]
+            values = [*values, *map(_parsed, await self._reads.mget(map(tag_key, entry.parts)))]
         return Found(entry, values)
 
     def _decoded(self, value: bytes | None) -> Entry | None:

@@ -243,9 +243,7 @@ async def test_a_cancelled_caller_waits_for_as_long_as_was_said_however_often_it
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-async def test_work_within_a_time_that_swallows_its_cancellation_is_not_waited_for(
-    *, cancelled: bool
-) -> None:
+async def test_work_within_a_time_that_swallows_its_cancellation_is_not_waited_for(*, cancelled: bool) -> None:
     go, ended = asyncio.Event(), asyncio.Event()
 
     async def stubborn() -> None:
