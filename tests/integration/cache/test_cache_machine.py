@@ -267,8 +267,8 @@ class CacheMachine(RuleBasedStateMachine):
             await self.tags.bump(tags, position)
         else:
             await self.processes[by].cache.bump(tags, position)
-            self.told[by][name] = max(version, self.told[by].get(name, 0))
-        self.bumped[name] = max(version, self.bumped.get(name, 0))
+            self.told[by] |= {tag: max(version, self.told[by].get(tag, 0)) for tag in tags}
+        self.bumped |= {tag: max(version, self.bumped.get(tag, 0)) for tag in tags}
         await self._heard()
 
     async def _heard(self) -> None:
@@ -302,7 +302,9 @@ class CacheMachine(RuleBasedStateMachine):
         """Read a document, or a list of it: that depends on which documents there are, and the document is its part."""
         organization = name.partition(":")[0]
         process, gate = self.processes[number], GatedLoad()
-        least = self.told[number].get(name, 0)
+        # Whoever wrote the first version and went down leaves it to the event to tell that there is a document.
+        told = self.told[number]
+        least = told.get(name, 0) if not listed or _born(name) in told else 0
         if need is not None:
             least = max(least, self.source.version(name, need.lsn))
 
