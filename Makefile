@@ -46,6 +46,7 @@ soak: bootstrap ## An hour of faults: both full campaigns with their logs, then 
 	@$(PYTHON) -m tests.chaos.cache_campaign --faults 130 --seed $(or $(SEED),1) --log docs/reliability/cache-campaign.log
 	@for plant in tag-check-off stamps-after-load late-bump; do \
 		$(PYTHON) -m tests.chaos.cache_campaign --plant $$plant --faults 0 --seconds 10 --holds 0.3 || exit 1; done
+	@$(PYTHON) -m tests.chaos.cache_campaign --plant parts-after-load --faults 0 --seconds 60 --holds 0.5
 	@$(PYTHON) -m tests.chaos.cache_campaign --plant keep-l1 --faults 4 --only LINE_HOLE
 	@KILL_ROUNDS=10 $(PYTHON) -m pytest tests/e2e/test_kill.py -v
 	@DESCRIBED_SECONDS=900 DESCRIBED_SEED=$(or $(SEED),1) $(PYTHON) -m pytest tests/integration/gateway/test_described.py

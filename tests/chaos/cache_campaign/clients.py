@@ -23,7 +23,7 @@ PAGE = 20
 REQUEST_SECONDS = 20.0
 PATIENCE_SECONDS = 0.3
 WAITING = 60  # reads of a patrol that are under way at most
-_WHAT = {What.TICKET: 10, What.COMMENTS: 3, What.NEWEST: 2, What.UPDATED: 2, What.SEARCH: 2}
+_WHAT = {What.TICKET: 10, What.COMMENTS: 3, What.NEWEST: 8, What.UPDATED: 2, What.SEARCH: 2}
 
 
 @dataclasses.dataclass
