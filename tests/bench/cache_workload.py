@@ -6,8 +6,8 @@ other roles), over four gateway processes. Before it is counted everything has b
 that has run for a while is what is asked for, and the workload itself has run for a while.
 
 What was read anew although the answer was the same is told apart from what had changed: no cache that is never stale
-can answer the latter. Nothing here depends on how fast it runs: an entry lives until a write makes it old. The counts are
-the gateways' own metrics; the header `Relaydesk-Cache` of every answer must say the same.
+can answer the latter. Nothing here depends on how fast it runs: an entry lives until a write makes it old. The counts
+are the gateways' own metrics; the header `Relaydesk-Cache` of every answer must say the same.
 """
 
 import asyncio
