@@ -4,8 +4,8 @@ import msgspec
 
 from libs.common.commands import WorkersOption, command_group, load_settings
 from libs.common.serving import serve
-from services.gateway import openapi
 from services.gateway.app import build_app
+from services.gateway.description import openapi
 from services.gateway.settings import Settings
 
 commands = command_group("The gateway: what API clients and browsers talk to.")

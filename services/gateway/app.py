@@ -14,23 +14,23 @@ from libs.common.connections import SHORTCUT
 from libs.common.identity import Signer
 from libs.common.models import BODY_BYTES
 from libs.common.service import Handler, add_service_defaults
-from services.gateway.description import Description
-from services.gateway.edge import allow_origins, stand_at_the_edge
+from services.gateway.answers.hits import Hits
+from services.gateway.answers.reads import CachedReads
+from services.gateway.callers.sessions import SessionStore
+from services.gateway.description.pages import Description
+from services.gateway.edge.proxies import TrustedProxies
+from services.gateway.edge.unicode import refuse_malformed_text
+from services.gateway.edge.wiring import allow_origins, stand_at_the_edge
 from services.gateway.endpoints import ENDPOINTS
-from services.gateway.health import HealthRoute
-from services.gateway.hits import Hits
-from services.gateway.limited import LimitedAuthenticator, LimitedHandlers, tell_limits
-from services.gateway.limits import Limits, Rates
-from services.gateway.proxies import TrustedProxies
-from services.gateway.reads import CachedReads
-from services.gateway.routes_cache import CacheRoutes
-from services.gateway.routes_reports import ReportRoutes
-from services.gateway.routes_session import SessionRoutes
-from services.gateway.routes_tickets import TicketRoutes
-from services.gateway.sessions import SessionStore
+from services.gateway.limits.limited import LimitedAuthenticator, LimitedHandlers, tell_limits
+from services.gateway.limits.limits import Limits, Rates
+from services.gateway.routes.cache import CacheRoutes
+from services.gateway.routes.health import HealthRoute
+from services.gateway.routes.reports import ReportRoutes
+from services.gateway.routes.session import SessionRoutes
+from services.gateway.routes.tickets import TicketRoutes
 from services.gateway.settings import Settings
-from services.gateway.unicode import refuse_malformed_text
-from services.gateway.upstream import Upstream, client_session
+from services.gateway.upstreams.upstream import Upstream, client_session
 
 _REDIS_SECONDS = 1.0
 

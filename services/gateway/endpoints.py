@@ -7,7 +7,7 @@ import msgspec
 
 from libs.common import history, models, people, reports
 from libs.common.cache import administration
-from services.gateway.health import Health
+from services.gateway.routes.health import Health
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):

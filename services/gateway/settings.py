@@ -16,9 +16,9 @@ from libs.common.settings import (
     one_of,
     origin,
 )
-from services.gateway.gcra import Rate, parse_rate
-from services.gateway.instances import parse_addresses
-from services.gateway.proxies import FORWARDED, X_FORWARDED, Network, network
+from services.gateway.edge.proxies import FORWARDED, X_FORWARDED, Network, network
+from services.gateway.limits.gcra import Rate, parse_rate
+from services.gateway.upstreams.instances import parse_addresses
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

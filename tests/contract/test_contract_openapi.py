@@ -11,9 +11,9 @@ from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from libs.common.problems import CODES
-from services.gateway import openapi
+from services.gateway.description import openapi
+from services.gateway.description.openapi_headers import HEADERS
 from services.gateway.endpoints import ENDPOINTS
-from services.gateway.openapi_headers import HEADERS
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "api" / "openapi.json"
 DOCUMENT = openapi.document()

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from services.gateway import __main__ as gateway
-from services.gateway.health import HealthRoute
+from services.gateway.routes.health import HealthRoute
 from services.notifier import __main__ as notifier
 from services.search import __main__ as search
 from services.tickets import __main__ as tickets

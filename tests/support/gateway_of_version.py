@@ -3,9 +3,9 @@
 import os
 from typing import Any
 
-from services.gateway import openapi
 from services.gateway.__main__ import commands
-from services.gateway.public import PublicAnswer
+from services.gateway.answers.public import PublicAnswer
+from services.gateway.description import openapi
 
 VERSION = os.environ["VERSION"]
 describe = openapi.document

@@ -15,8 +15,8 @@ from joserfc.jwk import OKPKey
 
 from libs.common.identity import Principal, Signer
 from libs.common.models import Role
-from services.gateway.instances import Bounds
-from services.gateway.upstream import Upstream, client_session
+from services.gateway.upstreams.instances import Bounds
+from services.gateway.upstreams.upstream import Upstream, client_session
 
 CHECKOUT = Path(__file__).parents[2]
 PRINCIPAL = Principal(

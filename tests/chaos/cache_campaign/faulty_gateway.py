@@ -13,7 +13,7 @@ from typing import Any
 from prometheus_client import Counter
 
 from services.gateway import __main__ as service
-from services.gateway.upstream import Upstream
+from services.gateway.upstreams.upstream import Upstream
 from tests.chaos.cache_campaign.plants import PLANTS
 
 POINTS = (

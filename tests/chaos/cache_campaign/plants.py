@@ -13,7 +13,7 @@ from libs.common.cache.local import Entry, LocalCache
 from libs.common.cache.store import Begun, Found, Store
 from libs.common.cache.tags import TagValue
 from libs.common.consistency import Position
-from services.gateway.reads import CachedReads
+from services.gateway.answers.reads import CachedReads
 
 LATE_SECONDS = 0.3
 

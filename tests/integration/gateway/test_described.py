@@ -16,8 +16,8 @@ import requests
 import schemathesis
 
 from infra.local.stack import Stack
-from services.gateway import openapi
-from services.gateway.authentication import CSRF_HEADER
+from services.gateway.callers.authentication import CSRF_HEADER
+from services.gateway.description import openapi
 from tests.support.clients import Tenant, provision
 from tests.support.pages import CHECKOUT
 from tests.support.processes import TestedService, running_service

@@ -9,7 +9,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, ConsoleMessage, Page, Request, Route
 
 from infra.local.stack import Stack
-from services.gateway import openapi
+from services.gateway.description import openapi
 from tests.support.browser import browser
 from tests.support.processes import TestedService, running_service
 

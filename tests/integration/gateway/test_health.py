@@ -14,8 +14,8 @@ import pytest_asyncio
 from aiohttp.test_utils import make_mocked_request
 
 from infra.local.stack import Stack
-from services.gateway import health
-from services.gateway.health import HealthRoute
+from services.gateway.routes import health
+from services.gateway.routes.health import HealthRoute
 from tests.support.clients import Tenant, provision
 from tests.support.desk import Reply, exchange
 from tests.support.processes import TestedService, running_service

@@ -12,10 +12,10 @@ from prometheus_client import REGISTRY
 
 from libs.common import deadlines
 from libs.common.problems import Problem
-from services.gateway import instances as instances_module
-from services.gateway.breakers import IN_A_ROW, RETRIES_AT_LEAST, RETRY_SHARE, Breaker, Circuit
-from services.gateway.instances import Instance
-from services.gateway.upstream import Answer, Upstream
+from services.gateway.upstreams import instances as instances_module
+from services.gateway.upstreams.breakers import IN_A_ROW, RETRIES_AT_LEAST, RETRY_SHARE, Breaker, Circuit
+from services.gateway.upstreams.instances import Instance
+from services.gateway.upstreams.upstream import Answer, Upstream
 from tests.support.tickets import eventually
 from tests.support.upstreams import PRINCIPAL, FaultyService, faulty_services, upstream_of
 

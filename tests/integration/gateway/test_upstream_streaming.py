@@ -14,8 +14,8 @@ from aiohttp import web
 
 from libs.common.connections import Runner
 from libs.common.service import add_service_defaults
-from services.gateway.streaming import passed_through
-from services.gateway.upstream import Upstream
+from services.gateway.upstreams.streaming import passed_through
+from services.gateway.upstreams.upstream import Upstream
 from tests.support.faulty_service import PART
 from tests.support.tickets import eventually
 from tests.support.upstreams import PRINCIPAL, FaultyService, faulty_services, upstream_of

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from libs.common.cache.local import Entry
 from libs.common.consistency import Position
-from services.gateway.answers import body_of, etag_in, headers_of, matches
-from services.gateway.codings import CODINGS, SHORTEST, coding_for, coding_of, encoded
+from services.gateway.answers.codings import CODINGS, SHORTEST, coding_for, coding_of, encoded
+from services.gateway.answers.stored import body_of, etag_in, headers_of, matches
 
 LONG = b"A long answer. " * 100
 

@@ -4,7 +4,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from services.gateway.cors import Cors
+from services.gateway.edge.cors import Cors
 
 DESK = "https://desk.example.com"
 CORS = Cors([DESK, "http://localhost:3000"])

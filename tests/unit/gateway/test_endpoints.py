@@ -10,8 +10,8 @@ from aiohttp import web
 from infra.local.credentials import Credentials
 from libs.common import settings
 from libs.common.problems import CODES
-from services.gateway import openapi
 from services.gateway.app import build_app
+from services.gateway.description import openapi
 from services.gateway.endpoints import ENDPOINTS
 from services.gateway.settings import Settings
 

@@ -16,11 +16,11 @@ from libs.common.consistency import HEADER, Position
 from libs.common.identity import Principal
 from libs.common.models import Role
 from libs.common.people import Organization, User
-from services.gateway.authentication import Authenticator, Caller
-from services.gateway.gcra import Rate
-from services.gateway.hits import Hit, Hits
-from services.gateway.limits import Limits, Rates
-from services.gateway.proxies import TrustedProxies, network
+from services.gateway.answers.hits import Hit, Hits
+from services.gateway.callers.authentication import Authenticator, Caller
+from services.gateway.edge.proxies import TrustedProxies, network
+from services.gateway.limits.gcra import Rate
+from services.gateway.limits.limits import Limits, Rates
 
 KEY = "rdk_" + "k" * 43
 PATH = "/api/tickets/1?b=2"

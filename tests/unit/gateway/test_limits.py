@@ -15,10 +15,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from libs.common.identity import Principal
 from libs.common.models import Role
 from libs.common.problems import Problem
-from services.gateway import limits as limits_module
-from services.gateway.gcra import NO_LIMIT, Bucket, Policy, Rate, parse_rate
-from services.gateway.limited import network_of
-from services.gateway.limits import Buckets, Limits, Rates
+from services.gateway.limits import limits as limits_module
+from services.gateway.limits.gcra import NO_LIMIT, Bucket, Policy, Rate, parse_rate
+from services.gateway.limits.limited import network_of
+from services.gateway.limits.limits import Buckets, Limits, Rates
 
 TICK = Fraction(1, 16)
 # 60 seconds a minute divided by these is exact in binary, so the model and the code agree to the last request.

@@ -8,7 +8,7 @@ from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.proxies import FORWARDED, X_FORWARDED, Client, TrustedProxies, network
+from services.gateway.edge.proxies import FORWARDED, X_FORWARDED, Client, TrustedProxies, network
 
 PEER = "10.0.0.1"
 TRUSTED = [network(text) for text in ("10.0.0.0/8", "2001:db8::/32", "192.0.2.7")]

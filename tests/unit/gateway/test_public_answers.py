@@ -6,7 +6,7 @@ import brotli
 import pytest
 from aiohttp.test_utils import make_mocked_request
 
-from services.gateway.public import IMMUTABLE, PublicAnswer
+from services.gateway.answers.public import IMMUTABLE, PublicAnswer
 
 BODY = b"a long text " * 500
 ANSWER = PublicAnswer(BODY, "text/plain", surrogate_keys=["one", "two"])

@@ -10,9 +10,9 @@ import pytest
 
 from libs.common.models import NOT_BLANK
 from libs.common.problems import ADVICE, CODES
-from services.gateway import openapi, reference
-from services.gateway.description import Description
-from services.gateway.reference_text import curl, json_block, limits_of, text, type_of
+from services.gateway.description import openapi, reference
+from services.gateway.description.pages import Description
+from services.gateway.description.reference_text import curl, json_block, limits_of, text, type_of
 
 DOCUMENT = openapi.document()
 PAGE = reference.page(DOCUMENT, "/styles.css")

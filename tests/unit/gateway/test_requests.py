@@ -14,10 +14,10 @@ from libs.common.models import Role
 from libs.common.people import Organization, User
 from libs.common.problems import Problem
 from libs.common.service import LOG_FIELDS
-from services.gateway.answers import matches as matches_etag
-from services.gateway.authentication import Authenticator, Caller
-from services.gateway.forwarding import path_id, upstream_path
-from services.gateway.unicode import refuse_malformed_text
+from services.gateway.answers.stored import matches as matches_etag
+from services.gateway.callers.authentication import Authenticator, Caller
+from services.gateway.edge.unicode import refuse_malformed_text
+from services.gateway.upstreams.forwarding import path_id, upstream_path
 
 KEY = "rdk_" + "x" * 43
 TICKET = "01890a5d-ac96-774b-bcce-b302099a8057"

@@ -4,8 +4,8 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from libs.common.security import SECURITY_HEADERS
-from services.gateway.proxies import CLIENT, Client
-from services.gateway.security import add_hsts, add_security_headers
+from services.gateway.edge.proxies import CLIENT, Client
+from services.gateway.edge.security import add_hsts, add_security_headers
 
 
 async def test_an_answer_is_given_what_it_lacks() -> None:

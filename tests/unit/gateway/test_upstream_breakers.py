@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.breakers import (
+from services.gateway.upstreams.breakers import (
     IN_A_ROW,
     OPEN_SECONDS,
     RETRIES_AT_LEAST,

@@ -11,8 +11,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from libs.common.problems import Problem
-from services.gateway import instances as module
-from services.gateway.instances import Bounds, Instances, Outcome, Turn, parse_addresses
+from services.gateway.upstreams import instances as module
+from services.gateway.upstreams.instances import Bounds, Instances, Outcome, Turn, parse_addresses
 from tests.support.tickets import eventually
 
 ADDRESSES = ["http://a", "http://b", "http://c"]

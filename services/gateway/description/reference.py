@@ -5,7 +5,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from libs.common.problems import ADVICE, CODES, CONTENT_TYPE
-from services.gateway.reference_text import code, curl, json_block, limits_of, name_of, paragraphs, text, type_of
+from services.gateway.description.reference_text import (
+    code,
+    curl,
+    json_block,
+    limits_of,
+    name_of,
+    paragraphs,
+    text,
+    type_of,
+)
 
 _ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E%3Crect width='16' height='16'"

@@ -6,8 +6,8 @@ from typing import Final
 
 from aiohttp import web
 
-from services.gateway.answers import etag_in, matches
-from services.gateway.codings import IDENTITY, coding_for, encoded
+from services.gateway.answers.codings import IDENTITY, coding_for, encoded
+from services.gateway.answers.stored import etag_in, matches
 
 SURROGATE_KEY: Final = "Surrogate-Key"
 DYNAMIC: Final = "public, max-age=300"

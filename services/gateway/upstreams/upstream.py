@@ -13,8 +13,8 @@ from libs.common import deadlines, tracing
 from libs.common.identity import HEADER as PRINCIPAL_HEADER
 from libs.common.identity import Principal, Signer
 from libs.common.problems import Problem, unavailable
-from services.gateway.breakers import RetryBudget
-from services.gateway.instances import Bounds, Instances, LookUp, Outcome, Turn
+from services.gateway.upstreams.breakers import RetryBudget
+from services.gateway.upstreams.instances import Bounds, Instances, LookUp, Outcome, Turn
 
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 _CONNECT_SECONDS = 2.0

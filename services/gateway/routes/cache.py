@@ -28,9 +28,9 @@ from libs.common.metrics import CACHE_HITS, CACHE_MISSES
 from libs.common.models import Role
 from libs.common.problems import Problem, decode_body, unavailable
 from libs.common.service import LOG_FIELDS, json_response, read_body, read_json_body
-from services.gateway.authentication import Authenticator
-from services.gateway.reads import key_beginning
-from services.gateway.upstream import Upstream
+from services.gateway.answers.reads import key_beginning
+from services.gateway.callers.authentication import Authenticator
+from services.gateway.upstreams.upstream import Upstream
 
 _HOTTEST = 20
 _NO_STORE = {"Cache-Control": "no-store"}

@@ -6,7 +6,7 @@ from email.utils import formatdate
 from libs.common.cache.local import Entry
 from libs.common.consistency import HEADER
 from libs.common.security import SECURITY_HEADERS
-from services.gateway.codings import CODINGS, IDENTITY, encoded
+from services.gateway.answers.codings import CODINGS, IDENTITY, encoded
 
 OUTCOME_HEADER = "Relaydesk-Cache"
 _REASONS = {200: "OK", 304: "Not Modified", 404: "Not Found"}

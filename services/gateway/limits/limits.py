@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 
 from libs.common.identity import Principal
 from libs.common.problems import Problem
-from services.gateway.gcra import Bucket, Policy, Rate, Told
+from services.gateway.limits.gcra import Bucket, Policy, Rate, Told
 
 EXCHANGE_SECONDS = 0.2
 _REDIS_SECONDS = 1.0

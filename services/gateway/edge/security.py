@@ -6,7 +6,7 @@ from typing import Final
 from aiohttp import web
 
 from libs.common.security import NOSNIFF, SECURITY_HEADERS
-from services.gateway.proxies import CLIENT
+from services.gateway.edge.proxies import CLIENT
 
 HSTS: Final = {"Strict-Transport-Security": "max-age=31536000"}  # RFC 6797: counts only over https
 _UNSTORED: Final = "no-store"

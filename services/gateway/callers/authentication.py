@@ -20,8 +20,8 @@ from libs.common.identity import Principal
 from libs.common.people import Organization, ResolvedKey, ResolveKey, User
 from libs.common.problems import Problem, unavailable
 from libs.common.service import LOG_FIELDS
-from services.gateway.sessions import COOKIE, SessionStore, StoredSession
-from services.gateway.upstream import Upstream
+from services.gateway.callers.sessions import COOKIE, SessionStore, StoredSession
+from services.gateway.upstreams.upstream import Upstream
 
 KEY_PREFIX = "rdk_"
 CSRF_HEADER = "X-CSRF-Token"
@@ -100,6 +100,13 @@ class Authenticator:
         """Whose key or session this is, as long as that need not be asked again."""
         known = self._remembered.get(token)
         return known[1] if known is not None and known[0] > time.monotonic() else None
+
+    def was_valid(self, request: web.Request) -> bool:
+        """Whether a request's credential was valid when it was last checked here, be that long ago."""
+        authorization = request.headers.get("Authorization")
+        credential = authorization.partition(" ")[2] if authorization is not None else request.cookies.get(COOKIE, "")
+        known = self._remembered.get(credential)
+        return known is not None and known[1] is not None
 
     async def revoke(self, credential_id: str) -> None:
         """Forget a credential here at once and have its open sockets closed.

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from aiohttp import web
 
 from libs.common.timeouts import TIMEOUTS, Timeouts
-from services.gateway.cors import Cors
-from services.gateway.proxies import TrustedProxies, note_client
-from services.gateway.security import add_hsts, add_security_headers
+from services.gateway.edge.cors import Cors
+from services.gateway.edge.proxies import TrustedProxies, note_client
+from services.gateway.edge.security import add_hsts, add_security_headers
 from services.gateway.settings import Settings
 
 

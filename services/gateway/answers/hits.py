@@ -18,12 +18,12 @@ from libs.common.cache.readthrough import ReadThroughCache
 from libs.common.consistency import HEADER, Position
 from libs.common.problems import Problem
 from libs.common.request_records import record
-from services.gateway.answers import matches, whole
-from services.gateway.authentication import Authenticator, Caller
-from services.gateway.codings import coding_for
-from services.gateway.limits import Limits
-from services.gateway.proxies import TrustedProxies
-from services.gateway.security import HSTS
+from services.gateway.answers.codings import coding_for
+from services.gateway.answers.stored import matches, whole
+from services.gateway.callers.authentication import Authenticator, Caller
+from services.gateway.edge.proxies import TrustedProxies
+from services.gateway.edge.security import HSTS
+from services.gateway.limits.limits import Limits
 
 _REMEMBERED = 20_000
 _HSTS = "".join(f"{name}: {value}\r\n" for name, value in HSTS.items()).encode()

@@ -14,12 +14,12 @@ from libs.common.consistency import AS_OF_HEADER, HEADER, PRIMARY_HEADER, Positi
 from libs.common.models import Role
 from libs.common.problems import Problem
 from libs.common.service import LOG_FIELDS, route_of
-from services.gateway.answers import body_of, headers_of, matches
-from services.gateway.authentication import Caller
-from services.gateway.codings import coding_for
-from services.gateway.forwarding import relayed, upstream_path
-from services.gateway.hits import Hit, Hits
-from services.gateway.upstream import Answer, Upstream, UpstreamProblem
+from services.gateway.answers.codings import coding_for
+from services.gateway.answers.hits import Hit, Hits
+from services.gateway.answers.stored import body_of, headers_of, matches
+from services.gateway.callers.authentication import Caller
+from services.gateway.upstreams.forwarding import relayed, upstream_path
+from services.gateway.upstreams.upstream import Answer, Upstream, UpstreamProblem
 
 MISSING_SECONDS = 5  # how long it is remembered that there is no such ticket
 _STORED_HEADERS = ("Content-Type", "ETag", "Link")

@@ -11,9 +11,9 @@ from aiohttp import web
 
 from libs.common.consistency import HEADER
 from libs.common.service import LOG_FIELDS
-from services.gateway.authentication import Authenticator
-from services.gateway.forwarding import relayed, upstream_path
-from services.gateway.upstream import Upstream
+from services.gateway.callers.authentication import Authenticator
+from services.gateway.upstreams.forwarding import relayed, upstream_path
+from services.gateway.upstreams.upstream import Upstream
 
 _SECONDS = 35.0  # the tickets service ends a report after 30 s
 

@@ -7,17 +7,17 @@ import msgspec
 
 from libs.common.consistency import HEADER
 from libs.common.problems import CODES, CONTENT_TYPE, Problem, ProblemDetails
-from services.gateway.authentication import CSRF_HEADER
-from services.gateway.endpoints import ENDPOINTS, Endpoint
-from services.gateway.openapi_headers import (
+from services.gateway.callers.authentication import CSRF_HEADER
+from services.gateway.callers.sessions import COOKIE
+from services.gateway.description.openapi_headers import (
     answer_headers,
     component_headers,
     is_limited,
     not_modified_headers,
     problem_headers,
 )
-from services.gateway.openapi_schemas import REFERENCE, schemas_of
-from services.gateway.sessions import COOKIE
+from services.gateway.description.openapi_schemas import REFERENCE, schemas_of
+from services.gateway.endpoints import ENDPOINTS, Endpoint
 
 VERSION = "1.0.0"
 

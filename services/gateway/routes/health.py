@@ -10,7 +10,7 @@ from aiohttp import web
 from redis.asyncio import Redis
 
 from libs.common.problems import ProblemDetails
-from services.gateway.upstream import Upstream
+from services.gateway.upstreams.upstream import Upstream
 
 CHECK_SECONDS = 2.0
 REMEMBERED_SECONDS = 1.0

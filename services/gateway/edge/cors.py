@@ -6,7 +6,7 @@ from typing import Final
 from aiohttp import web
 
 from libs.common.consistency import HEADER
-from services.gateway.authentication import CSRF_HEADER
+from services.gateway.callers.authentication import CSRF_HEADER
 
 _MAX_AGE_SECONDS = 7200  # Chromium keeps a preflight no longer
 _METHODS: Final = ("GET", "POST", "PATCH", "DELETE")

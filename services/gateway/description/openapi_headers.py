@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from libs.common.consistency import HEADER
-from services.gateway.answers import OUTCOME_HEADER
+from services.gateway.answers.stored import OUTCOME_HEADER
 from services.gateway.endpoints import Endpoint
 
 _TEXT: dict[str, Any] = {"type": "string"}

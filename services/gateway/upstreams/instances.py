@@ -17,7 +17,7 @@ from prometheus_client import Counter, Gauge
 from libs.common import background
 from libs.common.problems import Problem, unavailable
 from libs.common.settings import comma_list, url
-from services.gateway.breakers import Breaker, Circuit
+from services.gateway.upstreams.breakers import Breaker, Circuit
 
 DNS = "dns+http"
 _PROBE_SECONDS = 2.0

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import msgspec
 
-from services.gateway import openapi, reference
-from services.gateway.public import IMMUTABLE, PublicAnswer
+from services.gateway.answers.public import IMMUTABLE, PublicAnswer
+from services.gateway.description import openapi, reference
 
 _STYLES = Path(__file__).with_name("reference.css")
 # The page needs its stylesheet and the icon that is in it. No script runs, whatever stands in the page.

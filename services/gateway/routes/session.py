@@ -10,11 +10,11 @@ from libs.common.identity import Signer
 from libs.common.people import RealtimeToken, Session, SignedIn, SignIn, WhoAmI
 from libs.common.problems import Problem, decode_body, unavailable
 from libs.common.service import json_response, read_json_body
-from services.gateway.authentication import Authenticator
-from services.gateway.forwarding import forward, path_id, relayed
-from services.gateway.proxies import CLIENT
-from services.gateway.sessions import COOKIE, SessionStore
-from services.gateway.upstream import Upstream
+from services.gateway.callers.authentication import Authenticator
+from services.gateway.callers.sessions import COOKIE, SessionStore
+from services.gateway.edge.proxies import CLIENT
+from services.gateway.upstreams.forwarding import forward, path_id, relayed
+from services.gateway.upstreams.upstream import Upstream
 
 _sign_in = msgspec.json.Decoder(SignIn)
 _signed_in = msgspec.json.Decoder(SignedIn)

@@ -8,7 +8,7 @@ from libs.common.consistency import HEADER
 from libs.common.identity import Principal
 from libs.common.problems import Problem
 from libs.common.service import LOG_FIELDS, read_json_body
-from services.gateway.upstream import Answer, Upstream
+from services.gateway.upstreams.upstream import Answer, Upstream
 
 _SENT_HEADERS = ("If-Match", "Idempotency-Key")
 _RELAYED_HEADERS = ("Content-Type", "ETag", "Location", "Link", "Retry-After", "Idempotency-Replayed", HEADER)

@@ -11,12 +11,12 @@ from redis.asyncio import Redis
 from libs.common.people import SignIn
 from libs.common.problems import Problem, decode_body
 from libs.common.service import LOG_FIELDS, Handler, read_json_body
-from services.gateway.authentication import CALLER, Authenticator, Caller
-from services.gateway.gcra import Told
-from services.gateway.limits import Limits
-from services.gateway.proxies import CLIENT
-from services.gateway.sessions import COOKIE, SessionStore
-from services.gateway.upstream import Upstream
+from services.gateway.callers.authentication import CALLER, Authenticator, Caller
+from services.gateway.callers.sessions import SessionStore
+from services.gateway.edge.proxies import CLIENT
+from services.gateway.limits.gcra import Told
+from services.gateway.limits.limits import Limits
+from services.gateway.upstreams.upstream import Upstream
 
 TOLD: web.RequestKey[Told] = web.RequestKey("told", Told)
 ROWS_A_REQUEST = 10
@@ -48,7 +48,8 @@ class LimitedAuthenticator(Authenticator):
             Problem: `rate_limited` (429), and what `Authenticator.authenticate` raises.
         """
         try:
-            if not self._recently_valid(request):
+            # Others at the address of a valid credential cannot lock it out.
+            if not self.was_valid(request):
                 self._limits.refuse(self._limits.of_address(address_of(request)))
             try:
                 caller = await super().authenticate(request)
@@ -63,13 +64,6 @@ class LimitedAuthenticator(Authenticator):
             _note(request, problem)
             raise
         return caller
-
-    def _recently_valid(self, request: web.Request) -> bool:
-        """Whether the credential was valid when it was last checked here: others at its address cannot lock it out."""
-        authorization = request.headers.get("Authorization")
-        credential = authorization.partition(" ")[2] if authorization is not None else request.cookies.get(COOKIE, "")
-        known = self._remembered.get(credential)
-        return known is not None and known[1] is not None
 
 
 class LimitedHandlers:

@@ -12,10 +12,10 @@ from libs.common.cache.ticket_tags import CREATED, FACETS, of_list, search_tag, 
 from libs.common.identity import Principal
 from libs.common.models import BulkUpdateReport
 from libs.common.service import read_body
-from services.gateway.authentication import Authenticator
-from services.gateway.forwarding import forward, path_id, relayed
-from services.gateway.reads import CachedReads
-from services.gateway.upstream import Answer, Upstream
+from services.gateway.answers.reads import CachedReads
+from services.gateway.callers.authentication import Authenticator
+from services.gateway.upstreams.forwarding import forward, path_id, relayed
+from services.gateway.upstreams.upstream import Answer, Upstream
 
 _USERS = ("assigned_to", "user_id")
 _NAMES = ("status", "priority")  # each one name or several with commas between

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from libs.common.identity import Principal
 from libs.common.service import LOG_FIELDS
-from services.gateway.upstream import Upstream
+from services.gateway.upstreams.upstream import Upstream
 
 IDLE_SECONDS: Final = 60.0
 _SENT_HEADERS = ("Accept", "If-None-Match", "If-Modified-Since", "If-Range", "Last-Event-ID", "Range")

@@ -10,7 +10,7 @@ import msgspec.inspect as declared
 
 from libs.common import models
 from libs.common.cache import administration
-from services.gateway.examples import EXAMPLES
+from services.gateway.description.examples import EXAMPLES
 
 REFERENCE = "#/components/schemas/{name}"
 

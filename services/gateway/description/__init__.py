@@ -1,0 +1,1 @@
+"""The API told to people and tools: OpenAPI and the reference page."""

@@ -1,0 +1,1 @@
+"""What a public server owes browsers, proxies and slow clients."""

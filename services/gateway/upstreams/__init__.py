@@ -1,0 +1,1 @@
+"""The services behind: which instance, how long, how often."""
