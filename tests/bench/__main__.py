@@ -27,6 +27,7 @@ from tests.bench import (
     create,
     gateway,
     lists,
+    mixed,
     read_capacity,
     read_one,
     relay_drain,
@@ -37,6 +38,7 @@ from tests.support.clients import provision
 BENCHMARKS = {
     "create": create.measure,
     "gateway": gateway.measure,
+    "mixed": mixed.measure,
     "cache-workload": cache_workload.measure,
     "read-one": read_one.measure,
     "read-capacity": read_capacity.measure,

@@ -1,6 +1,7 @@
 """What a benchmark hands over, and the load generator."""
 
 import asyncio
+import math
 import re
 import uuid
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.support.clients import Tenant
 
 _RATE = re.compile(r"Requests/sec:\s+([\d.]+)")
 _PERCENTILE = re.compile(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s)$", re.MULTILINE)
+_P95 = re.compile(r"^P95 ([\d.]+)$", re.MULTILINE)
 _REFUSED = re.compile(r"Non-2xx or 3xx responses: (\d+)|Socket errors: (.*)")
 _MILLISECONDS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 CONNECTIONS = 16
@@ -31,11 +33,12 @@ class Figure(msgspec.Struct, frozen=True):
 
 
 class Load(msgspec.Struct, frozen=True):
-    """`rate` in requests per second, latencies in milliseconds at the client."""
+    """`rate` in requests per second, latencies in milliseconds at the client; `p95` where a script prints it."""
 
     rate: float
     p50: float
     p99: float
+    p95: float = math.nan
 
 
 def principal_of(tenant: Tenant) -> Principal:
@@ -81,4 +84,5 @@ async def wrk(
     latency = {p: float(value) * _MILLISECONDS[unit] for p, value, unit in _PERCENTILE.findall(text)}
     if process.returncode != 0 or rate is None or _REFUSED.search(text) or len(latency) < 2:
         raise RuntimeError(f"wrk could not measure {url}:\n{text}")
-    return Load(float(rate[1]), latency["50"], latency["99"])
+    p95 = _P95.search(text)
+    return Load(float(rate[1]), latency["50"], latency["99"], float(p95[1]) if p95 else math.nan)
