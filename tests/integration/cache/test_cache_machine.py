@@ -104,18 +104,21 @@ class GatedLoad:
 
 @dataclasses.dataclass
 class Reading:
-    """A read under way, and the least it may show."""
+    """A read under way, the least it may show, and the position since which it must have been loaded."""
 
     process: int
     name: str
     need: Position | None
     least: int
+    since: int
     gate: GatedLoad
     task: "asyncio.Task[tuple[int, Position | None, str]]"
 
 
 class CacheMachine(RuleBasedStateMachine):
     """`told[process][document]` is the newest version of which a process has heard, or could have.
+
+    `cleared[process]` is the position since which it may give only what was loaded since.
 
     There are no preconditions: how far a read has come depends on the moment, and what is drawn must not.
     """
@@ -133,6 +136,8 @@ class CacheMachine(RuleBasedStateMachine):
         self.events: list[tuple[str, int, Position]] = []
         self.bumped: dict[str, int] = {}
         self.told: list[dict[str, int]] = [{}, {}]
+        self.cleared = [0, 0]
+        self.last_cleared = 0
         self.readings: list[Reading] = []
         self.token: Position | None = None
         self.fences = 0
@@ -244,6 +249,10 @@ class CacheMachine(RuleBasedStateMachine):
             case _:
                 self.do(_all(self.redis.delete(f"{deed}:document:{name}", f"{deed}:list:{name}")))
 
+    @rule(process=PROCESSES, by_prefix=st.booleans())
+    def cleared_by_hand(self, process: int, *, by_prefix: bool) -> None:
+        self.do(self._clear(process, by_prefix=by_prefix))
+
     @rule(process=PROCESSES, deed=st.sampled_from(["hold", "arrive", "arrive", "cut"]))
     def invalidations(self, process: int, deed: str) -> None:
         """They are held up, arrive, or are lost with their connections."""
@@ -271,6 +280,17 @@ class CacheMachine(RuleBasedStateMachine):
         self.bumped |= {tag: max(version, self.bumped.get(tag, 0)) for tag in tags}
         await self._heard()
 
+    async def _clear(self, number: int, *, by_prefix: bool) -> None:
+        self.source.lsn += 1  # what is loaded from now on can be told from what was loaded before
+        cache = self.processes[number].cache
+        if by_prefix:
+            for kind in ("document", "list"):
+                await cache.clear_keys(kind, [f"{kind}:{self.organization}:"])
+        else:
+            await cache.clear_tags([self.organization, *(_born(f"{self.organization}:{name}") for name in "ab")])
+        self.last_cleared = self.cleared[number] = self.source.lsn
+        await self._heard()
+
     async def _heard(self) -> None:
         """Whoever is not held up takes in what was sent, or knows that it has missed it."""
         self.fences += 1
@@ -281,6 +301,7 @@ class CacheMachine(RuleBasedStateMachine):
                 await until(lambda: self._passed(link, process, life))  # noqa: B023 (it is awaited here)
                 for name, version in self.bumped.items():
                     told[name] = max(version, told.get(name, 0))
+                self.cleared[self.processes.index(process)] = self.last_cleared
 
     def _passed(self, link: Link, process: Process, life: int) -> bool:
         return link.fence >= self.fences or link.lives > life or not process.listening
@@ -320,7 +341,8 @@ class CacheMachine(RuleBasedStateMachine):
             )
             return int(entry.body), entry.consistency, outcome
 
-        self.readings.append(Reading(number, name, need, least, gate, asyncio.create_task(read())))
+        since = self.cleared[number]
+        self.readings.append(Reading(number, name, need, least, since, gate, asyncio.create_task(read())))
         await self._settle()
 
     async def _settle(self) -> None:
@@ -335,6 +357,7 @@ class CacheMachine(RuleBasedStateMachine):
             version, consistency, outcome = reading.task.result()
             assert version >= reading.least, f"{reading.name}: {reading.least} was told, {version} read from {outcome}"
             if consistency is not None:
+                assert consistency.lsn >= reading.since, f"{reading.name} was cleared, and read from {outcome}"
                 assert self.source.version(reading.name, consistency.lsn) >= version, "newer than its own token"
                 self.token = max(consistency, self.token or consistency)
 
