@@ -249,9 +249,18 @@ class CacheMachine(RuleBasedStateMachine):
             case _:
                 self.do(_all(self.redis.delete(f"{deed}:document:{name}", f"{deed}:list:{name}")))
 
-    @rule(process=PROCESSES, by_prefix=st.booleans())
-    def cleared_by_hand(self, process: int, *, by_prefix: bool) -> None:
+    @rule(process=PROCESSES, document=DOCUMENTS, listed=st.booleans(), by_prefix=st.booleans(), loading=st.booleans())
+    def cleared_by_hand(self, process: int, document: str, *, listed: bool, by_prefix: bool, loading: bool) -> None:
+        """While there is an answer, or while it is being loaded; then everybody asks for it again."""
+        self.read_at_once(process=process, document=document, listed=listed)
+        if loading:
+            self.something_is_lost(deed="entry", document=document)
+            self.clock.now += LONG
+            self.read(process=process, document=document, with_token=False, listed=listed)
+            self.load_goes_on(turn=len(self.readings) - 1)
         self.do(self._clear(process, by_prefix=by_prefix))
+        for one in (process, 1 - process):
+            self.read_at_once(process=one, document=document, listed=listed)
 
     @rule(process=PROCESSES, deed=st.sampled_from(["hold", "arrive", "arrive", "cut"]))
     def invalidations(self, process: int, deed: str) -> None:
