@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from libs.common.security import NOSNIFF, SECURITY_HEADERS
 from services.gateway.edge.proxies import CLIENT
@@ -15,11 +15,12 @@ Hook = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
 
 
 async def add_security_headers(_request: web.Request, response: web.StreamResponse) -> None:
-    """Add what is missing. An answer with the first of the headers was made ahead and has them all.
+    """Add what is missing, and take away what tells of versions. An answer with the first of the headers was made ahead and has them all.
 
     One that says nothing of caches is stored by none: a 404 could be.
     """
     headers = response.headers
+    headers.pop(hdrs.SERVER, None)
     if NOSNIFF not in headers:
         for name, value in SECURITY_HEADERS.items():
             headers.setdefault(name, value)

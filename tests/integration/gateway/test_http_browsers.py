@@ -84,6 +84,7 @@ async def test_every_answer_says_what_it_must_not_be_used_for(
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert answer.headers["Referrer-Policy"] == "no-referrer"
         assert HSTS not in answer.headers
+        assert "Server" not in answer.headers
         for name in ("X-Content-Type-Options", "Vary", "Cache-Control"):
             assert len(answer.headers.getall(name)) == 1 or name == "Vary"
 
