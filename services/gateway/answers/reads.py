@@ -11,6 +11,7 @@ from libs.common.cache.loads import Lives, Loaded
 from libs.common.cache.readthrough import ReadThroughCache
 from libs.common.cache.ticket_tags import organization_tag
 from libs.common.consistency import AS_OF_HEADER, HEADER, PRIMARY_HEADER, Position, Requirement
+from libs.common.identity import Principal
 from libs.common.models import Role
 from libs.common.problems import Problem
 from libs.common.service import LOG_FIELDS, route_of
@@ -60,10 +61,8 @@ class CachedReads:
         principal = caller.principal
         token = request.headers.get(HEADER) if consistent else None
         need = Position.from_token(token) if token else None
-        path = upstream_path(request)
-        if asked := (request.query if query is None else query):
-            path += "?" + urlencode(sorted(asked.items()))
-        key = f"{key_beginning(principal.organization_id, principal.role)}{path}"
+        path = asked_path(upstream_path(request), request.query if query is None else query)
+        key = key_of(principal, path)
         log_fields = request[LOG_FIELDS]
         hit = Hit(key, key_type, route_of(request), caller, log_fields, consistent=consistent)
 
@@ -106,6 +105,16 @@ class CachedReads:
         position = answer.headers.get(HEADER)
         if position is not None:
             await self._cache.bump(tags, Position.from_token(position))
+
+
+def asked_path(path: str, query: Mapping[str, str]) -> str:
+    """A path with its query in one order."""
+    return f"{path}?{urlencode(sorted(query.items()))}" if query else path
+
+
+def key_of(principal: Principal, path: str) -> str:
+    """Where an answer is kept: two users share it if they are of one organization and role and ask the same."""
+    return f"{key_beginning(principal.organization_id, principal.role)}{path}"
 
 
 def key_beginning(organization_id: object, role: Role) -> str:

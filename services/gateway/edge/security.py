@@ -15,9 +15,10 @@ Hook = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
 
 
 async def add_security_headers(_request: web.Request, response: web.StreamResponse) -> None:
-    """Add what is missing, and take away what tells of versions. An answer with the first of the headers was made ahead and has them all.
+    """Add what is missing, and take away what tells of versions.
 
-    One that says nothing of caches is stored by none: a 404 could be.
+    An answer with the first of the headers was made ahead and has them all. One that says nothing of caches is stored
+    by none: a 404 could be.
     """
     headers = response.headers
     headers.pop(hdrs.SERVER, None)
