@@ -16,9 +16,10 @@ from redis.asyncio import Redis
 
 from infra.local.stack import Stack
 from libs.common.cache.local import Entry
+from libs.common.cache.search_tags import search_tag
 from libs.common.cache.store import Begun, Store
 from libs.common.cache.tags import tag_key
-from libs.common.cache.ticket_tags import search_tag, ticket_tag, tickets_tag
+from libs.common.cache.ticket_tags import ticket_tag, tickets_tag
 from libs.common.consistency import Position
 from libs.common.events import TOPIC
 from libs.common.identity import HEADER, Signer
