@@ -319,8 +319,12 @@ async def test_parts_that_nobody_has_found_do_not_fill_redis(redis: Redis) -> No
 
 
 async def test_many_words_at_once_make_every_search_old(company: Company, told: Told) -> None:
+    first = company.create("x")
+    await company.index([first])
+    told.take()
     _shown, depends_on = await company.answer("apricot")
-    await company.index([company.create("x", " ".join(f"word{number}" for number in range(CHANGED_WORDS + 1)))])
+    many = " ".join(f"word{number}" for number in range(CHANGED_WORDS + 1))
+    await company.index([changed(first, description=many)])
     assert told.bumps[0][:2] == ([search_tag(company.id), *searches(company.id)], [])
     assert depends_on & told.take()
 
