@@ -7,8 +7,9 @@ invalidates cached tickets and lists at once, whatever the state of the index.
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from libs.common.cache.search_tags import Change, indexed
 from libs.common.cache.tags import Tags
-from libs.common.cache.ticket_tags import CREATED, search_tag, written
+from libs.common.cache.ticket_tags import CREATED, written
 from libs.common.consistency import Position
 from libs.common.events import EventTypes, TicketEvent
 from libs.common.kafka import EventsRejected
@@ -21,7 +22,10 @@ TagsOf = Callable[[TicketEvent], Sequence[str]]
 
 
 class IndexConsumer:
-    """Safe to repeat: also events that the index has already are told to the cache, for that may have failed."""
+    """Safe to repeat: also events that the index has already are told to the cache, for that may have failed.
+
+    What they had changed cannot be told any more, so they make every search of their organization old.
+    """
 
     def __init__(self, documents: Documents, tags: Tags) -> None:
         self._documents = documents
@@ -29,8 +33,14 @@ class IndexConsumer:
 
     async def apply(self, events: Sequence[TicketEvent]) -> None:
         _require_known(events, INDEX_HANDLERS)
-        await self._documents.apply(events, INDEX_HANDLERS)
-        await _bump(self._tags, events, lambda event: [search_tag(event.organization_id)])
+        applied = await self._documents.apply(events, INDEX_HANDLERS)
+        changes: dict[uuid.UUID, list[Change]] = {}
+        for change in applied.changes:
+            changes.setdefault(change.organization_id, []).append(change)
+        for organization_id, position in highest_positions(events).items():
+            of_organization = changes.get(organization_id, ())
+            made_old = indexed(organization_id, of_organization, untold=organization_id in applied.untold)
+            await self._tags.bump(made_old.tags, position, parts=made_old.parts)
 
 
 class InvalidateConsumer:
@@ -63,6 +73,14 @@ def by_organization(events: Iterable[TicketEvent], tags_of: TagsOf) -> list[tupl
         tags |= dict.fromkeys(tags_of(event))
         found[event.organization_id] = (tags, max(highest, event.position))
     return [(list(tags), position) for tags, position in found.values()]
+
+
+def highest_positions(events: Iterable[TicketEvent]) -> dict[uuid.UUID, Position]:
+    """By organization."""
+    highest: dict[uuid.UUID, Position] = {}
+    for event in events:
+        highest[event.organization_id] = max(event.position, highest.get(event.organization_id, event.position))
+    return highest
 
 
 async def _bump(tags: Tags, events: Iterable[TicketEvent], tags_of: TagsOf) -> None:

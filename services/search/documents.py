@@ -6,13 +6,16 @@ skipped, the next version is applied, and where versions are missing the whole t
 
 import asyncio
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import asyncpg
 import msgspec
 import structlog
 from prometheus_client import Counter, Histogram
 
+from libs.common.cache.search_tags import Change
 from libs.common.events import TicketEvent
 from libs.common.kafka import EventsRejected
 from libs.common.models import TITLE_LENGTH, Ticket, TicketDocument
@@ -70,7 +73,18 @@ class Folded(msgspec.Struct):
     gaps: dict[Key, list[TicketEvent]] = {}
     last: dict[Key, TicketEvent] = {}
     applied: list[TicketEvent] = []
-    skipped: int = 0
+    skipped: list[TicketEvent] = []
+
+
+class Applied(NamedTuple):
+    """What a batch has changed in the index.
+
+    `untold` are the organizations of changes that the index had already: by this consumer, whose bump may have failed
+    then, or by another, which may be gone before its own.
+    """
+
+    changes: Sequence[Change]
+    untold: set[uuid.UUID]
 
 
 def fold(stored: Mapping[Key, Stored], events: Sequence[TicketEvent], handlers: Mapping[str, Handler]) -> Folded:
@@ -85,7 +99,7 @@ def fold(stored: Mapping[Key, Stored], events: Sequence[TicketEvent], handlers: 
         key = _key_of(event)
         version, comments = state.get(key, Stored(0, ""))
         if event.version <= version:
-            folded.skipped += 1
+            folded.skipped.append(event)
             continue
         folded.last[key] = event
         folded.applied.append(event)
@@ -106,7 +120,7 @@ class Documents:
         self._pool = pool
         self._tickets = tickets
 
-    async def apply(self, events: Sequence[TicketEvent], handlers: Mapping[str, Handler]) -> None:
+    async def apply(self, events: Sequence[TicketEvent], handlers: Mapping[str, Handler]) -> Applied:
         """Apply a batch: read what is stored, fold, fetch what is missing, store in one transaction.
 
         Between reading and storing another process may store as well: a document depends on its version alone and
@@ -119,14 +133,17 @@ class Documents:
         stored = await store.select_stored(self._pool, {_key_of(event) for event in events})
         folded = fold(stored, events, handlers)
         documents = folded.documents | await self._refetch(folded.gaps)
-        await self._store(documents, folded.last)
+        changes = await self._store(documents, folded.last)
         now = time.time()
         for event in folded.applied:
             DELAY.observe(max(0.0, now - event.time.timestamp()))
         APPLIED.labels("applied").inc(len(folded.documents))
         APPLIED.labels("refetched").inc(len(folded.gaps))
-        APPLIED.labels("skipped").inc(folded.skipped)
+        APPLIED.labels("skipped").inc(len(folded.skipped))
         GAPS.inc(len(folded.gaps))
+        stored_by_others = documents.keys() - {(change.organization_id, change.ticket_id) for change in changes}
+        untold = {event.organization_id for event in folded.skipped} | {key[0] for key in stored_by_others}
+        return Applied(changes, untold)
 
     async def _refetch(self, gaps: Mapping[Key, Sequence[TicketEvent]]) -> dict[Key, Document]:
         turns = asyncio.Semaphore(_REFETCHES_AT_ONCE)
@@ -165,20 +182,22 @@ class Documents:
             )
         return document_of(fetched)
 
-    async def _store(self, documents: Mapping[Key, Document], last: Mapping[Key, TicketEvent]) -> None:
+    async def _store(self, documents: Mapping[Key, Document], last: Mapping[Key, TicketEvent]) -> list[Change]:
         if not documents:
-            return
+            return []
         try:
-            await store.upsert_documents(self._pool, documents.values())
+            return await store.upsert_documents(self._pool, documents.values())
         except _UNSTORABLE:
+            changes: list[Change] = []
             unstorable: list[tuple[TicketEvent, str]] = []
             for key, document in documents.items():
                 try:
-                    await store.upsert_documents(self._pool, [document])
+                    changes += await store.upsert_documents(self._pool, [document])
                 except _UNSTORABLE as error:
                     unstorable.append((last[key], f"the document cannot be stored: {error}"))
             if unstorable:
                 raise EventsRejected(*unstorable) from None
+            return changes
 
 
 def document_of(fetched: TicketDocument) -> Document:

@@ -6,6 +6,7 @@ import uuid
 
 import asyncpg
 
+from libs.common.cache.search_tags import number_word, words_header
 from libs.common.models import FoundTicket, Priority, SearchResult, SearchResults, Status
 from libs.common.problems import Problem
 from services.search import store
@@ -30,8 +31,10 @@ class Queries:
         async with self._pool.acquire(timeout=_ANSWER_SECONDS) as connection:
             await connection.execute("SELECT 1", timeout=_ANSWER_SECONDS)
 
-    async def search(self, organization_id: uuid.UUID, text: str, limit: int) -> SearchResults:
+    async def search(self, organization_id: uuid.UUID, text: str, limit: int) -> tuple[SearchResults, str]:
         """The best `limit` (1 to 50) of the newest 200 matches of `text`, in the syntax of web search engines.
+
+        With them the value of `WORDS_HEADER`.
 
         Raises:
             Problem: `invalid_parameter` for a text that is blank, longer than 500 characters or holds U+0000.
@@ -39,18 +42,20 @@ class Queries:
         started = time.perf_counter()
         checked = _checked(text)
         number = _NUMBER.fullmatch(checked)
-        matches = await store.search(
+        found = await store.search(
             self._pool,
             organization_id,
             text=searchable(checked),
             number=int(number[1]) if number else None,
             limit=limit,
         )
+        words = [*found.words, number_word(int(number[1]))] if number else found.words
         results = [
             SearchResult(_shown(match), highlight(match.title_headline, match.text_headline), match.score)
-            for match in matches
+            for match in found.matches
         ]
-        return SearchResults(results, round((time.perf_counter() - started) * 1000, 3))
+        answer = SearchResults(results, round((time.perf_counter() - started) * 1000, 3))
+        return answer, words_header(words, matches_without=found.matches_without)
 
 
 def _checked(text: str) -> str:

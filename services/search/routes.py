@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
+from libs.common.cache.search_tags import WORDS_HEADER
 from libs.common.identity import HEADER, Verifier
 from libs.common.problems import Problem
 from libs.common.service import json_response
@@ -22,10 +23,10 @@ class SearchRoutes:
 
     async def search(self, request: web.Request) -> web.Response:
         principal = self._verifier.principal(request.headers.get(HEADER))
-        answer = await self._queries().search(
+        answer, words = await self._queries().search(
             principal.organization_id, request.query.get("q", ""), _limit(request.query.get("limit"))
         )
-        return json_response(answer)
+        return json_response(answer, headers={WORDS_HEADER: words})
 
 
 def _limit(text: str | None) -> int:

@@ -4,13 +4,16 @@ import asyncio
 import contextlib
 import random
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 
 from redis.asyncio import Redis
 
 from libs.common import background
 from libs.common.cache.loads import Lives, Load, Loaded
+from libs.common.cache.local import Entry
 from libs.common.cache.readthrough import ReadThroughCache, connect
+from libs.common.cache.search_tags import of_search
+from libs.common.cache.store import Begun, Store
 from libs.common.consistency import Position, Requirement
 from tests.support.realtime import until
 
@@ -114,6 +117,29 @@ class Process:
         version, position = await self.source.write(name)
         await self.cache.bump([name, name.partition(":")[0]], position)
         return version, position
+
+
+class CachedSearch:
+    """An answer of a search in L2, which depends on `parts` besides what every search of the organization does."""
+
+    def __init__(self, redis: Redis, organization_id: uuid.UUID, parts: Iterable[str]) -> None:
+        self._store = Store(redis)
+        self._key = f"{organization_id}:search"
+        self._tags, self._watched = of_search(organization_id)
+        self._parts = tuple(parts)
+
+    async def keep(self) -> None:
+        begun = await self._store.begin(self._key, self._tags, None, watched=self._watched)
+        assert isinstance(begun, Begun)
+        own, watched = begun.values[: len(self._tags)], begun.values[len(self._tags) :]
+        stamps = await self._store.open_parts(self._parts, dict(zip(self._watched, watched, strict=True)), None)
+        assert stamps is not None
+        entry = Entry(b"", {}, None, None, (*(value.stamp for value in own), *stamps), parts=self._parts)
+        await self._store.finish(self._key, [*self._tags, *self._watched], begun, entry, seconds=60)
+        assert await self.is_valid()
+
+    async def is_valid(self) -> bool:
+        return (await self._store.look_up(self._key, self._tags)).is_valid(None)
 
 
 @contextlib.asynccontextmanager

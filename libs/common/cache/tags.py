@@ -29,9 +29,10 @@ _PREFIX = "tag:"
 _SEPARATOR = "|"
 _NOWHERE = Position(0, 0)
 
-# KEYS: tags; ARGV: stamp, floor, seconds, channel, message, whether a generation ends
+# KEYS: tags; ARGV: stamp, floor, seconds, channel, message, whether a generation ends, how many of the tags come into
+# being when they are missing
 _BUMP = """
-for _, key in ipairs(KEYS) do
+for i, key in ipairs(KEYS) do
   local stamp, floor = ARGV[1], '~'
   local old = redis.call('GET', key)
   if old then
@@ -40,7 +41,7 @@ for _, key in ipairs(KEYS) do
     -- Redis compares by the locale's collation, so '~' is not left to it.
     if floor ~= '~' and floor < ARGV[2] then floor = ARGV[2] end
   end
-  redis.call('SET', key, stamp .. '|' .. floor, 'EX', ARGV[3])
+  if old or i <= tonumber(ARGV[7]) then redis.call('SET', key, stamp .. '|' .. floor, 'EX', ARGV[3]) end
 end
 redis.call('PUBLISH', ARGV[4], ARGV[5])
 """
@@ -76,19 +77,27 @@ class Tags:
     def __init__(self, redis: Redis) -> None:
         self._bump = redis.register_script(_BUMP)
 
-    async def bump(self, tags: Sequence[str], position: Position) -> None:
-        """Invalidate everything that carries one of `tags` and tell every process that keeps an L1."""
+    async def bump(self, tags: Sequence[str], position: Position, *, parts: Sequence[str] = ()) -> None:
+        """Invalidate everything that carries one of `tags` and tell every process that keeps an L1.
+
+        The same goes for `parts`, which only answers carry that have found them. Those that are missing stay so: no
+        valid entry has them.
+        """
         if tags:
-            await self._change(tags, position, ends_generation=False)
+            await self._change(tags, position, parts=parts, ends_generation=False)
 
     async def clear(self, tags: Sequence[str]) -> None:
         """As `bump`, for good: what carries one of `tags` is not given again even while its source is away."""
         await self._change(tags, _NOWHERE, ends_generation=True)
 
-    async def _change(self, tags: Sequence[str], position: Position, *, ends_generation: bool) -> None:
+    async def _change(
+        self, tags: Sequence[str], position: Position, *, parts: Sequence[str] = (), ends_generation: bool
+    ) -> None:
+        told = [*tags, *parts]
+        message = "\n".join(told)
         await self._bump(
-            keys=[tag_key(tag) for tag in tags],
-            args=[fresh_stamp(), position.token(), TAG_SECONDS, CHANNEL, "\n".join(tags), int(ends_generation)],
+            keys=[tag_key(tag) for tag in told],
+            args=[fresh_stamp(), position.token(), TAG_SECONDS, CHANNEL, message, int(ends_generation), len(tags)],
         )
 
 

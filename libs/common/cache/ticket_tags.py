@@ -16,7 +16,7 @@ _ORDERS_OF_CREATION = frozenset({"created_at", "-created_at"})
 
 
 class Dependence(NamedTuple):
-    """What a list depends on: `tags` and `watched` as in `libs.common.cache.loads.Question`."""
+    """What an answer depends on: `tags` and `watched` as in `libs.common.cache.loads.Question`."""
 
     tags: Sequence[str]
     watched: Sequence[str]
@@ -34,11 +34,6 @@ def ticket_tag(ticket_id: object) -> str:
 def tickets_tag(organization_id: object) -> str:
     """Every write to a ticket of an organization."""
     return f"org:{organization_id}:tickets"
-
-
-def search_tag(organization_id: object) -> str:
-    """Search results of an organization."""
-    return f"org:{organization_id}:search"
 
 
 def written(organization_id: object, ticket_ids: Iterable[object], facets: Iterable[str]) -> list[str]:

@@ -43,17 +43,17 @@ class CachedReads:
         key_type: str,
         tags: Sequence[str],
         watched: Sequence[str] = (),
-        parts_of: Callable[[bytes], tuple[str, ...]] | None = None,
+        parts_of: Callable[[Answer], tuple[str, ...]] | None = None,
         query: Mapping[str, str] | None = None,
         consistent: bool = True,
     ) -> web.Response:
         """Answer a GET from the cache or from `upstream`.
 
-        `tags` and `watched` as in `Question`; `parts_of` finds the parts in a body. The key names the tenant, the role,
-        the path and the normalised query: it must not mean another thing to another user of that role, and `query` is
-        what to ask instead of a request's query that does. A request's
-        consistency token is honoured where the upstream knows positions (`consistent`). While the upstream is away,
-        what was cached before is given, marked `stale`, if it is not too old.
+        `tags` and `watched` as in `Question`; `parts_of` finds the parts in an answer. The key names the tenant, the
+        role, the path and the normalised query: it must not mean another thing to another user of that role, and
+        `query` is what to ask instead of a request's query that does. A request's consistency token is honoured where
+        the upstream knows positions (`consistent`). While the upstream is away, what was cached before is given, marked
+        `stale`, if it is not too old.
 
         Raises:
             Problem: `invalid_parameter` (400) for a malformed token, 404 as `path_id`, and what `call` raises.
@@ -74,7 +74,7 @@ class CachedReads:
             loaded = _loaded(answer)
             if parts_of is None or answer.status != 200:
                 return loaded
-            return msgspec.structs.replace(loaded, parts=parts_of(answer.body))
+            return msgspec.structs.replace(loaded, parts=parts_of(answer))
 
         try:
             entry, outcome = await self._cache.get(

@@ -20,7 +20,8 @@ from libs.common.cache.administration import (
     SharedFigures,
 )
 from libs.common.cache.readthrough import ReadThroughCache
-from libs.common.cache.ticket_tags import lists, organization_tag, search_tag, tickets_tag
+from libs.common.cache.search_tags import searches
+from libs.common.cache.ticket_tags import lists, organization_tag, tickets_tag
 from libs.common.consistency import HEADER, PRIMARY_HEADER
 from libs.common.history import AuditActor, CacheClear
 from libs.common.identity import Principal
@@ -154,7 +155,7 @@ def _tags(wanted: ClearCache, principal: Principal) -> list[str]:
         case "tickets":
             return lists(organization_id)
         case "search":
-            return [search_tag(organization_id)]
+            return searches(organization_id)
         case ticket:
             return [tickets_tag(organization_id), ticket]
 

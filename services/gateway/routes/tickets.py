@@ -8,7 +8,8 @@ import msgspec
 from aiohttp import web
 
 from libs.common import background
-from libs.common.cache.ticket_tags import CREATED, FACETS, of_list, search_tag, ticket_tag, written
+from libs.common.cache.search_tags import WORDS_HEADER, of_search, parts_of_search
+from libs.common.cache.ticket_tags import CREATED, FACETS, of_list, ticket_tag, written
 from libs.common.identity import Principal
 from libs.common.models import BulkUpdateReport
 from libs.common.service import read_body
@@ -42,7 +43,18 @@ class _Page(msgspec.Struct, frozen=True):
     tickets: list[_Listed]
 
 
+class _Result(msgspec.Struct, frozen=True):
+    ticket: _Listed
+
+
+class _Results(msgspec.Struct, frozen=True):
+    """Of search results likewise."""
+
+    results: list[_Result]
+
+
 _page = msgspec.json.Decoder(_Page)
+_results = msgspec.json.Decoder(_Results)
 
 
 class TicketRoutes:
@@ -78,8 +90,23 @@ class TicketRoutes:
 
     async def search(self, request: web.Request) -> web.Response:
         caller = await self._authenticator.authenticate(request)
-        tags = [search_tag(caller.principal.organization_id)]
-        return await self._reads.answer(request, caller, self._search, key_type="search", tags=tags, consistent=False)
+        organization_id = caller.principal.organization_id
+        depends_on = of_search(organization_id)
+
+        def parts_of(answer: Answer) -> tuple[str, ...]:
+            shown = (result.ticket.id for result in _results.decode(answer.body).results)
+            return parts_of_search(organization_id, answer.headers.get(WORDS_HEADER), shown)
+
+        return await self._reads.answer(
+            request,
+            caller,
+            self._search,
+            key_type="search",
+            tags=depends_on.tags,
+            watched=depends_on.watched,
+            parts_of=parts_of,
+            consistent=False,
+        )
 
     async def create(self, request: web.Request) -> web.Response:
         """One ticket or many."""
@@ -117,9 +144,9 @@ class TicketRoutes:
         return await self._reads.answer(request, caller, self._tickets, key_type=key_type, tags=tags)
 
 
-def _tickets_of(page: bytes) -> tuple[str, ...]:
+def _tickets_of(page: Answer) -> tuple[str, ...]:
     """The tags of the tickets on a page."""
-    return tuple(ticket_tag(ticket.id) for ticket in _page.decode(page).tickets)
+    return tuple(ticket_tag(ticket.id) for ticket in _page.decode(page.body).tickets)
 
 
 def list_query(query: Mapping[str, str], principal: Principal) -> dict[str, str]:

@@ -8,8 +8,9 @@ import aiohttp
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from libs.common.cache.search_tags import search_tag
 from libs.common.cache.tags import tag_key
-from libs.common.cache.ticket_tags import search_tag, ticket_tag
+from libs.common.cache.ticket_tags import ticket_tag
 from libs.common.identity import HEADER as PRINCIPAL_HEADER
 from tests.chaos.cache_campaign.cast import Cast, User, now
 

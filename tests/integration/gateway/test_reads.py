@@ -276,6 +276,64 @@ async def test_different_searches_one_after_another_are_answered_and_cached(desk
     assert TOKEN.lower() not in reply.headers
 
 
+async def found(desk: Desk, word: str, *tickets: str, gateway: int = 0) -> None:
+    """Wait until a search shows these."""
+    async with asyncio.timeout(30):
+        while True:
+            reply = await read(desk, desk.acme, f"/api/search?q={word}", gateway=gateway)
+            if {result["ticket"]["id"] for result in reply.json()["results"]} == set(tickets):
+                return
+            await asyncio.sleep(0.02)
+
+
+async def test_a_search_is_made_old_by_what_concerns_it_and_by_nothing_else(desk: Desk) -> None:
+    mine, marks = f"w{uuid.uuid4().hex}", [f"m{uuid.uuid4().hex}" for _ in range(2)]
+    target = f"/api/search?q={mine}"
+    shown = (await create(desk, desk.acme, f"Printer {mine}")).json()["id"]
+    other = (await create(desk, desk.acme, "Scanner")).json()["id"]
+    for gateway in (0, 1):
+        await found(desk, mine, shown, gateway=gateway)
+        for mark in marks:
+            await found(desk, mark, gateway=gateway)
+        await read_until(desk, target, "l1", gateway=gateway)
+
+    async def comment(ticket: str, body: str) -> None:
+        path = f"/api/tickets/{ticket}/comments"
+        assert (await desk.ask("POST", path, {"body": body}, who=desk.acme)).status == 201
+
+    await comment(other, marks[0])
+    for gateway in (0, 1):
+        await found(desk, marks[0], other, gateway=gateway)  # so the gateway has heard of the comment
+        assert (await read(desk, desk.acme, target, gateway=gateway)).headers["relaydesk-cache"] == "l1"
+    await comment(other, f"{marks[1]} {mine}")
+    for gateway in (0, 1):
+        await found(desk, marks[1], other, gateway=gateway)
+        await found(desk, mine, shown, other, gateway=gateway)
+    reply = await desk.ask("PATCH", f"/api/tickets/{shown}", {"status": "solved"}, {"If-Match": '"1"'}, who=desk.acme)
+    assert reply.status == 200
+    for gateway in (0, 1):
+        async with asyncio.timeout(30):
+            while "solved" not in (await read(desk, desk.acme, target, gateway=gateway)).body.decode():
+                await asyncio.sleep(0.02)
+
+
+async def test_a_search_of_negations_is_made_old_by_every_change(desk: Desk) -> None:
+    without = f"w{uuid.uuid4().hex}"
+    target = f"/api/search?q=-{without}&limit=1"
+    for gateway in (0, 1):
+        await read_until(desk, target, "l1", gateway=gateway)
+    newest = (await create(desk, desk.acme, "Scanner")).json()["number"]
+    for gateway in (0, 1):
+        async with asyncio.timeout(30):
+            while True:
+                reply = await read(desk, desk.acme, f"{target}&x={newest}", gateway=gateway)
+                cached = await read(desk, desk.acme, target, gateway=gateway)
+                shown = {result["ticket"]["number"] for result in (*reply.json()["results"], *cached.json()["results"])}
+                if shown == {newest}:
+                    break
+                await asyncio.sleep(0.02)
+
+
 async def test_a_token_from_the_future_is_refused_and_fails_nobody_else(desk: Desk, ticket: str) -> None:
     target = f"/api/tickets/{ticket}"
     future = "00000001-7fffffffffffffff"

@@ -147,5 +147,5 @@ async def test_text_that_postgres_parses_in_quadratic_time_stays_fast(
     event = created(organization, title=(run * 300)[:290] + " needle", description=(run * 65536)[:65536])
     async with asyncio.timeout(20):  # as it came, 65,536 characters of `a@1` would take more than a minute
         await documents.apply([event, commented(event, (run * 65536)[:65536])], INDEX_HANDLERS)
-        answer = await Queries(readers).search(organization, "needle", 20)
+        answer, _words = await Queries(readers).search(organization, "needle", 20)
     assert len(answer.results) == 1

@@ -31,12 +31,12 @@ async def test_titles_weigh_more_than_texts_and_new_more_than_old(documents: Doc
     new = numbered(created(organization, title="Printers"), 3)
     comment = numbered(created(organization, title="No match"), 4)
     await documents.apply([body, old, new, comment, commented(comment, "my printer")], INDEX_HANDLERS)
-    answer = await Queries(readers).search(organization, "printer", 20)
+    answer, _words = await Queries(readers).search(organization, "printer", 20)
     assert [result.ticket.number for result in answer.results][:2] == [3, 2]
     assert {result.ticket.number for result in answer.results} == {1, 2, 3, 4}
     scores = [result.score for result in answer.results]
     assert scores == sorted(scores, reverse=True)
-    assert len((await Queries(readers).search(organization, "printer", 2)).results) == 2
+    assert len((await Queries(readers).search(organization, "printer", 2))[0].results) == 2
 
 
 @pytest.mark.parametrize("text", ["42", "#42", " 42 "])
@@ -45,7 +45,7 @@ async def test_a_bare_number_finds_its_ticket_first(documents: Documents, reader
     says = numbered(created(organization, title="42 42 42"), 1)
     is_it = numbered(created(organization, title="Old"), 42, days_ago=1000)
     await documents.apply([says, is_it], INDEX_HANDLERS)
-    answer = await Queries(readers).search(organization, text, 20)
+    answer, _words = await Queries(readers).search(organization, text, 20)
     assert [result.ticket.number for result in answer.results] == [42, 1]
 
 
@@ -57,7 +57,7 @@ async def test_highlights_are_escaped_and_marked(documents: Documents, readers: 
         description="<img src=x onerror=alert(1)> the printer's <mark>tray</mark>",
     )
     await documents.apply([event], INDEX_HANDLERS)
-    (result,) = (await Queries(readers).search(organization, "printer", 20)).results
+    (result,) = (await Queries(readers).search(organization, "printer", 20))[0].results
     assert result.highlight.startswith("<mark>Printer</mark> &amp; &quot;smoke&quot; x &lt; 5 … ")
     assert "<mark>printer</mark>&#x27;s" in result.highlight
     assert "<img" not in result.highlight
@@ -68,7 +68,7 @@ async def test_highlights_are_escaped_and_marked(documents: Documents, readers: 
     "text", ["the", "!!! & | <-> :*", '"', "-", "\\", "' OR 1=1 --", "OR OR", "%_", "\ud7ff\U0010ffff", "9" * 30]
 )
 async def test_any_text_is_a_search(readers: asyncpg.Pool, text: str) -> None:
-    assert (await Queries(readers).search(uuid.uuid4(), text, 20)).results == []
+    assert (await Queries(readers).search(uuid.uuid4(), text, 20))[0].results == []
 
 
 async def test_only_the_tenants_own_documents_are_seen(documents: Documents, readers: asyncpg.Pool) -> None:
@@ -89,7 +89,7 @@ async def test_only_the_tenants_own_documents_are_seen(documents: Documents, rea
             rows = await readers.fetch(FUNCTION, ours, "apricot", number, limit)
             assert [row["ticket_id"] for row in rows] == mine
             assert await readers.fetch(FUNCTION, None, "apricot", number, limit) == []
-    answer = await Queries(readers).search(ours, "apricot OR -nothing", 20)
+    answer, _words = await Queries(readers).search(ours, "apricot OR -nothing", 20)
     assert [result.ticket.id for result in answer.results] == mine
 
 

@@ -16,19 +16,22 @@ from redis.asyncio import Redis
 
 from infra.local.stack import Stack
 from libs.common.cache.local import Entry
+from libs.common.cache.search_tags import WORDS_HEADER, parts_of_search, search_tag
 from libs.common.cache.store import Begun, Store
 from libs.common.cache.tags import tag_key
-from libs.common.cache.ticket_tags import search_tag, ticket_tag, tickets_tag
+from libs.common.cache.ticket_tags import ticket_tag, tickets_tag
 from libs.common.consistency import Position
 from libs.common.events import TOPIC
 from libs.common.identity import HEADER, Signer
 from libs.common.kafka import producer
 from libs.common.models import Status
+from tests.support.caching import CachedSearch
 from tests.support.indexing import TicketsOwner, changed, commented, created
 from tests.support.processes import TestedService, running_service
 from tests.support.realtime import principal, publish
 from tests.support.stack import PARTITIONS
 
+DYING_UNTOLD = ("-m", "tests.support.search_killed_before_bump")
 DYING = ("-m", "tests.support.search_killed_before_commit")
 VERSIONS = "SELECT ticket_id, version, comments FROM documents WHERE organization_id = $1 ORDER BY ticket_id"
 
@@ -79,6 +82,14 @@ class Caller:
             session.get(self._url, params=query, headers=self._headers) as answer,
         ):
             return answer.status, await answer.json(content_type=None)
+
+    async def words(self, text: str) -> str:
+        """What the gateway is told of the words of a query."""
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(self._url, params={"q": text}, headers=self._headers) as answer,
+        ):
+            return answer.headers[WORDS_HEADER]
 
     async def finds(self, text: str, count: int = 1) -> bool:
         status, answer = await self.get(q=text)
@@ -194,6 +205,38 @@ async def test_only_the_gateway_may_ask(stack: Stack, service: TestedService) ->
                 401,
                 "authentication_required",
             )
+
+
+async def test_sigkill_between_index_and_bump_leaves_no_search_as_it_was(
+    stack: Stack, service: TestedService, owner: TicketsOwner, writers: asyncpg.Pool, tmp_path: Path
+) -> None:
+    organization = uuid.uuid4()
+    first = created(organization, title="apricot")
+    caller = Caller(stack, service.url, organization)
+    async with Redis.from_url(stack.cache_redis_url) as redis:
+        await publish(stack, [first])
+        await until(lambda: caller.finds("apricot"))
+        await until(lambda: consumed_everything(stack))
+        cached = CachedSearch(redis, organization, parts_of_search(organization, await caller.words("fig"), []))
+        await cached.keep()
+        await service.stop()
+        try:
+            async with running_service(
+                stack, "search", tmp_path / "dying.log", script=DYING_UNTOLD, SEARCH_TICKETS_URL=owner.url
+            ) as dying:
+                await publish(stack, [changed(first, title="fig")])
+                async with asyncio.timeout(45):
+                    while dying.alive:
+                        await asyncio.sleep(0.05)
+            assert [row["version"] for row in await writers.fetch(VERSIONS, organization)] == [2]
+            assert await cached.is_valid(), "it died before it could tell"
+        finally:
+            await service.start()
+
+        async def is_old() -> bool:
+            return not await cached.is_valid()
+
+        await until(is_old)
 
 
 async def test_poison_goes_to_the_dead_letters_and_the_others_go_on(stack: Stack, service: TestedService) -> None:
