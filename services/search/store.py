@@ -93,9 +93,10 @@ WHERE documents.version < excluded.version
 RETURNING new.organization_id, new.ticket_id,
     CASE WHEN old.number IS DISTINCT FROM new.number THEN array_remove(ARRAY[old.number, new.number], NULL)
          ELSE '{}' END AS numbers,
-    ARRAY(SELECT lexeme FROM unnest(old.tsv) AS before FULL JOIN unnest(new.tsv) AS after USING (lexeme)
-          WHERE before IS DISTINCT FROM after OR old.created_at <> new.created_at
-          LIMIT $16) AS words"""
+    CASE WHEN old.tsv = new.tsv AND old.created_at = new.created_at THEN '{}'
+         ELSE ARRAY(SELECT lexeme FROM unnest(old.tsv) AS before FULL JOIN unnest(new.tsv) AS after USING (lexeme)
+                    WHERE before IS DISTINCT FROM after OR old.created_at <> new.created_at
+                    LIMIT $16) END AS words"""
 
 
 async def upsert_documents(pool: asyncpg.Pool, documents: Collection[Document]) -> list[Change]:
