@@ -43,7 +43,7 @@ class TicketsReport(msgspec.Struct, frozen=True, kw_only=True, rename={"first": 
 
 
 class Times(msgspec.Struct, frozen=True, kw_only=True):
-    """`count` durations and their percentiles in seconds (interpolated); None where there is no duration."""
+    """`count` durations and their percentiles in seconds (interpolated); null where there is no duration."""
 
     count: int
     p50: float | None

@@ -158,8 +158,11 @@ def _parameters(endpoint: Endpoint) -> Iterator[dict[str, Any]]:
     for name, text, schema in endpoint.query:
         yield {"name": name, "in": "query", "description": text, "required": name == "q", "schema": schema}
     if endpoint.if_match:
-        text = "The version that the change is based on, in quotes: the `ETag` of an earlier answer."
-        yield _header("If-Match", text, r'^"[0-9]{1,18}"$', required=True)
+        text = (
+            "The version that the change is based on: the `ETag` of an earlier answer as it is, or just the version in "
+            "quotes. `*`, lists and weak tags are not taken."
+        )
+        yield _header("If-Match", text, r'^"[0-9]{1,18}(-(br|gzip))?"$', required=True)
     if endpoint.idempotent:
         yield _header("Idempotency-Key", _IDEMPOTENCY_KEY, "^[!-~]{1,255}$")
     if endpoint.cached or endpoint.alone:
