@@ -33,8 +33,10 @@ _INTRODUCTION = (
     "**Pages** come with a `next_cursor` and the same as a `Link`; cursors are opaque.\n\n"
     "**Limits.** Requests count against a credential and its organization; `RateLimit` tells what is left, 429 "
     "`rate_limited` with `Retry-After` that nothing is.\n\n"
+    "**Parameters** that an operation does not have are ignored; of one that comes twice the first counts. Fields of a "
+    "body that it does not have are refused.\n\n"
     "A path that is not described here is answered with 404 `route_not_found`, another method with 405 "
-    "`method_not_allowed` and `Allow`."
+    "`method_not_allowed` and `Allow`. `HEAD` is answered as `GET` is, without the body."
 )
 
 TAGS = {
