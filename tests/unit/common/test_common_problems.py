@@ -174,6 +174,7 @@ def test_what_is_wrong_is_said_in_a_readers_words(model: type, body: bytes, mess
         (b'{"title": "\xff"}', "The body is not UTF-8 (at byte 11)."),
         (b'{"title": "\\ud83d\\ude00 \\ud800"}', "lone surrogate, which is no character (at byte 24)"),
         (b'{"title": "\\ud800\\ud83d\\ude00"}', "lone surrogate, which is no character (at byte 11)"),
+        (b'{"title": "\\ud83d \\ude00"}', "lone surrogate, which is no character (at byte 11)"),
         (b'{"title": "a\\udc00"}', "lone surrogate, which is no character (at byte 12)"),
         (b'{"title": "\\\\ud800"', "Input data was truncated"),
         (b'{"title": "a"}x', "trailing characters (byte 15)"),
