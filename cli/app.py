@@ -9,9 +9,9 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from cli import caching, importing, output, seeding, watching
+from cli import caching, importing, output, seeding
 from cli.client import connect
-from cli.credentials import DEFAULT_URL, Target, find, parse_url
+from cli.credentials import DEFAULT_URL, Target, find, find_url
 from cli.errors import CommandError, Exit, StoppedError, UnreachableError, WrongServerError
 from cli.mapping import parse_options
 from cli.readers import Format
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 HELP = f"""Work with a Relaydesk platform from the command line.
 
-The platform's address is --url or RELAYDESK_URL ({DEFAULT_URL}); the API key is --api-key or RELAYDESK_API_KEY,
-else the demo key that `make run` left in .local/demo.json of the current checkout. Prefer the variable for a key:
-arguments can be seen by other users of the machine. Data goes to standard output, progress and notices to standard
-error.
+The platform's address is --url or RELAYDESK_URL, the API key --api-key or RELAYDESK_API_KEY; what is not given is
+taken from .local/demo.json of the current checkout, where `make run` leaves both (else the address is {DEFAULT_URL}).
+Prefer the variable for a key: arguments can be seen by other users of the machine. Data goes to standard output,
+progress and notices to standard error.
 
 Exit codes: 0 done · 1 something was refused, or the platform is degraded · 2 the arguments or the file cannot be
 used · 3 not authorised · 4 the platform cannot be reached · 130 stopped by Ctrl-C.
@@ -36,7 +36,10 @@ app = typer.Typer(
 cache_app = typer.Typer(help="Look into the gateway's cache and clear it.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 
-Url = Annotated[str, typer.Option("--url", envvar="RELAYDESK_URL", help="Address of the gateway.")]
+Url = Annotated[
+    str | None,
+    typer.Option("--url", envvar="RELAYDESK_URL", help="Address of the gateway.", show_default=False),
+]
 Key = Annotated[
     str | None,
     typer.Option("--api-key", envvar="RELAYDESK_API_KEY", help="API key, rdk_….", show_default=False),
@@ -70,12 +73,12 @@ def import_(
     batch: Annotated[int, typer.Option(min=1, max=BULK_ROWS, help="Rows of one request, at most.")] = 200,
     parallel: Annotated[int, typer.Option(min=1, max=32, help="Requests under way at a time.")] = 4,
     retry_for: RetryFor = 300.0,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
-    """Create tickets from a file, as a stream.
+    """Create tickets from a file, as a stream. Every ticket is open: a row's status or state is not imported.
 
     Columns that are not mapped are kept in the ticket's fields and, but for GitHub, in its description as
     `name: value` lines; what fields cannot hold (values over 1,000 characters, more than 50 columns) stands in the
@@ -121,7 +124,7 @@ def seed(
         typer.Option("--seed", help="The same number gives the same tickets, created once. Default: a random one."),
     ] = None,
     retry_for: RetryFor = 300.0,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -144,12 +147,14 @@ def watch(
     until_idle: Annotated[
         float | None, typer.Option(min=0.1, metavar="SECONDS", help="End after so long without an event.")
     ] = None,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     verbose: Verbose = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one event a line as JSON.")] = False,
 ) -> None:
     """Show the organization's events as they happen. Ctrl-C ends it."""
+    from cli import watching  # noqa: PLC0415 (Socket.IO takes long to import, and no other command needs it)
+
     options = watching.Options(as_json=as_json, count=count, idle_seconds=until_idle)
     try:
         _run(watching.run(_target(url, api_key, verbose=verbose), options))
@@ -162,7 +167,7 @@ def search(
     query: Annotated[str, typer.Argument(help='Words, "a phrase", -without, or a ticket\'s number.')],
     *,
     limit: Annotated[int, typer.Option(min=1, max=50, help="How many results, at most.")] = 20,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -181,11 +186,11 @@ def search(
 
 
 @app.command(epilog="Example: `relaydesk health --json`")
-def health(*, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def health(*, url: Url = None, as_json: AsJson = False) -> None:
     """Check the platform: exit 0 when all is well, 1 when it is degraded or cannot be reached."""
 
     async def run() -> Exit:
-        async with connect(parse_url(url), None) as api:
+        async with connect(find_url(url, Path.cwd()), None) as api:
             report, raw = await api.health()
         if as_json:
             output.line(raw.decode())
@@ -201,7 +206,7 @@ def health(*, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 
 
 @cache_app.command(epilog="Example: `relaydesk cache stats --json`")
-def stats(*, url: Url = DEFAULT_URL, api_key: Key = None, verbose: Verbose = False, as_json: AsJson = False) -> None:
+def stats(*, url: Url = None, api_key: Key = None, verbose: Verbose = False, as_json: AsJson = False) -> None:
     """Show what the cache holds and how often it answers; for admins.
 
     Each gateway process has a memory of its own (L1) and counts for itself; the figures are of the one that answers.
@@ -221,7 +226,7 @@ def clear(
         str | None, typer.Option(help="Answers whose path and query begin so, as `stats` shows them: /api/tickets?…")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     api_key: Key = None,
     verbose: Verbose = False,
     as_json: AsJson = False,
@@ -238,7 +243,7 @@ def clear(
     _run(caching.clear(target, wanted, as_json=as_json))
 
 
-def _target(url: str, api_key: str | None, *, verbose: bool) -> Target:
+def _target(url: str | None, api_key: str | None, *, verbose: bool) -> Target:
     target = find(url, api_key, Path.cwd())
     if verbose:
         output.notice(f"Using {target.url} with the key from {target.source}.")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import email.utils
+import errno
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
@@ -100,7 +101,10 @@ class Api:
         except TimeoutError as error:
             raise UnreachableError(f"{self._url} did not answer within {TIMEOUT_SECONDS} s.") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise UnreachableError(f"{self._url} cannot be reached: {error}.") from error
+            # `localhost` is several addresses; that each refused is one error without a number.
+            refused = type(error) is aiohttp.ClientConnectorError and error.errno in {errno.ECONNREFUSED, None}
+            why = "; is it running? (make run, or --url)" if refused else f": {error}."
+            raise UnreachableError(f"{self._url} cannot be reached{why}") from error
         if response.status not in expected:
             raise _error(self._url, response.status, response.headers, answer)
         return answer

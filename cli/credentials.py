@@ -36,27 +36,48 @@ def parse_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def find(url: str, api_key: str | None, start: Path) -> Target:
-    """Take the given key, else the one of the checkout that `start` lies in.
+def find_url(url: str | None, start: Path) -> str:
+    """Take the given address, else where `make run` of the checkout that `start` lies in has the gateway, else 8080.
+
+    Raises:
+        UsageError: for an address that is none.
+    """
+    if url:
+        return parse_url(url)
+    file = _demo_file(start)
+    try:
+        return parse_url(json.loads(file.read_bytes())["url"]) if file else DEFAULT_URL
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, UsageError):
+        return DEFAULT_URL
+
+
+def find(url: str | None, api_key: str | None, start: Path) -> Target:
+    """Take the given key, else the one of the checkout that `start` lies in; the address as `find_url`.
 
     Raises:
         NotAuthorisedError: when there is no key at all, or one that cannot be one.
         UsageError: for an address that is none.
     """
-    address = parse_url(url)
+    address = find_url(url, start)
     if api_key:
         if not (api_key.isascii() and api_key.isprintable()) or " " in api_key:
             raise NotAuthorisedError("The API key holds characters that no key has; was it copied completely?")
         return Target(address, api_key, "--api-key or RELAYDESK_API_KEY")
-    for folder in (start, *start.parents):
-        if (folder / DEMO_FILE).is_file():
-            return Target(address, _demo_key(folder / DEMO_FILE), str(folder / DEMO_FILE))
-        if (folder / ".git").exists():
-            break
+    if file := _demo_file(start):
+        return Target(address, _demo_key(file), str(file))
     raise NotAuthorisedError(
         f"No API key: give --api-key or set RELAYDESK_API_KEY. "
         f"(After `make run` the demo key in {DEMO_FILE} of the checkout is used.)"
     )
+
+
+def _demo_file(start: Path) -> Path | None:
+    for folder in (start, *start.parents):
+        if (folder / DEMO_FILE).is_file():
+            return folder / DEMO_FILE
+        if (folder / ".git").exists():
+            break
+    return None
 
 
 def _demo_key(file: Path) -> str:

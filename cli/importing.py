@@ -17,8 +17,10 @@ from cli.mapping import Mapped, Refusal, choose
 from cli.readers import Format, OpenFile, detect_format, open_rows
 from cli.rows import BadRow, Row
 from cli.sending import EncodedTicket, Sender, batches
-from libs.common.models import BulkResult
+from libs.common.models import BulkResult, Status
 
+STATUS_COLUMNS = ("status", "state")
+NOT_OPEN = {*Status} - {Status.OPEN} | {"resolved", "done"}
 SHOWN_REFUSALS = 20
 SAMPLE_ROWS = 100
 SAMPLE_CHARACTERS = 1_048_576
@@ -50,7 +52,8 @@ class RefusedRow(msgspec.Struct, frozen=True, omit_defaults=True):
 class Summary(msgspec.Struct, kw_only=True):
     """What `--json` prints.
 
-    `complete` is false when the import stopped early; `valid` rows passed the check that a dry run makes.
+    `complete` is false when the import stopped early; `valid` rows passed the check that a dry run makes; `reopened`
+    of them are of something that is not open where it comes from (columns `status` and `state`), and open tickets here.
     """
 
     file: str
@@ -62,6 +65,7 @@ class Summary(msgspec.Struct, kw_only=True):
     created: int = 0
     exists: int = 0
     refused: int = 0
+    reopened: int = 0
     refused_rows: list[RefusedRow] = []
     seconds: float = 0.0
     peak_memory_bytes: int = 0
@@ -75,6 +79,7 @@ class Import:
         self._started = time.monotonic()
         self._report: TextIO | None = None
         self._sender: Sender | None = None
+        self._status_columns: list[str] = []
         self.summary = Summary(file=str(options.file), organization=options.organization, dry_run=options.dry_run)
 
     async def run(self, target: Target | None) -> Exit:
@@ -93,6 +98,7 @@ class Import:
                 def on_turn() -> None:
                     bar.update(task, completed=source.position(), rows=self.summary.rows)
 
+                self._status_columns = [name for name in columns if name.strip().lower() in STATUS_COLUMNS]
                 tickets = self._tickets(rows, choice, identities)
                 if target is None:
                     for _ticket in tickets:
@@ -127,6 +133,8 @@ class Import:
                 if ticket.external_id is None:
                     ticket = msgspec.structs.replace(ticket, external_id=identities.of(row.values))
                 self.summary.valid += 1
+                if any(row.values.get(name, "").strip().lower() in NOT_OPEN for name in self._status_columns):
+                    self.summary.reopened += 1
                 yield EncodedTicket(row.line, msgspec.json.encode(ticket))
             except Refusal as refusal:
                 self._refuse(row.line, str(refusal))
@@ -186,6 +194,11 @@ class Import:
         summary = self.summary
         summary.seconds = round(time.monotonic() - self._started, 3)
         summary.peak_memory_bytes = output.peak_memory()
+        if summary.reopened:
+            output.warning(
+                f"{summary.reopened:,} rows are not open where they come from ({' or '.join(self._status_columns)}). "
+                "Statuses are not imported: each is an open ticket here."
+            )
         if self._options.as_json:
             output.line(msgspec.json.encode(summary).decode())
             return

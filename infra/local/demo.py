@@ -38,7 +38,7 @@ class Demo:
 
 
 async def ensure_demo(stack: Stack) -> Demo:
-    """Make the organization unless it was made before; its credentials stay in demo.json (mode 0600)."""
+    """Make the organization unless it was made before; its credentials, the address too, stay in demo.json (0600)."""
     path = stack.root / "demo.json"
     # Credentials of another database (an external one given this time) would not work.
     database = without_password(stack.tickets_database_url) if stack.is_external("tickets") else "embedded"
@@ -49,6 +49,9 @@ async def ensure_demo(stack: Stack) -> Demo:
             note = f"The organization `{ORGANIZATION}` was there already; its passwords are not known here."
             return Demo(ORGANIZATION, [], "", note)
         stored = {"database": database, **made}
+    url = stack.service_url("gateway")  # the command line looks here for it
+    if stored.get("url") != url:
+        stored = {"url": url, **{name: value for name, value in stored.items() if name != "url"}}
         write_private(path, json.dumps(stored, indent=2))
     try:
         users = [User(user["email"], user["role"], user["password"]) for user in stored["users"]]

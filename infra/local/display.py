@@ -71,6 +71,7 @@ class Display:
         """The panel with everything a newcomer needs."""
         table = Table.grid(padding=(0, 2))
         table.add_row("API", Text(gateway, style="bold"))
+        table.add_row("described at", f"{gateway}/api/docs")
         table.add_row("health", f"{gateway}/api/health")
         table.add_row("organization", demo.organization)
         for user in demo.users:

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from libs.common.problems import CONTENT_TYPE, Problem
@@ -25,6 +25,7 @@ from libs.common.timeouts import TIMEOUTS, GuardedConnection, Timeouts
 Shortcut = Callable[[RawRequestMessage, str], bytes | None]
 SHORTCUT: web.AppKey[Shortcut] = web.AppKey("shortcut")
 _HEADERS = {**SECURITY_HEADERS, "Cache-Control": "no-store", "Connection": "close"}
+LINE_BYTES = 8190  # aiohttp's limit
 log = structlog.get_logger()
 
 
@@ -110,12 +111,21 @@ class Connection(GuardedConnection):
         problem = (
             Problem("request_timeout", "The head did not come in time.")
             if status == 408
-            else Problem("malformed_request", "The request is not valid HTTP.")
+            else Problem("malformed_request", _reason(exc))
         )
         body = msgspec.json.encode(problem.details())
         response = web.Response(body=body, status=problem.status, content_type=CONTENT_TYPE, headers=_HEADERS)
         response.force_close()
         return response
+
+
+def _reason(error: BaseException | None) -> str:
+    """What is wrong with bytes that are no request. Nothing of theirs: a header among them may hold a credential."""
+    if isinstance(error, LineTooLong):
+        return f"The request line or a header is longer than {LINE_BYTES:,} bytes."
+    if isinstance(error, BadHttpMethod):
+        return "The request's method is not one of HTTP's."
+    return "The request is not valid HTTP."
 
 
 class Server(web.Server):

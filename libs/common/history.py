@@ -29,7 +29,7 @@ class HistoryEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HistoryPage(msgspec.Struct, frozen=True):
-    """`next_cursor` is None on the last page."""
+    """`next_cursor` is null on the last page."""
 
     entries: list[HistoryEntry]
     next_cursor: str | None
@@ -78,7 +78,7 @@ class CacheClear(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AuditPage(msgspec.Struct, frozen=True):
-    """`next_cursor` is None on the last page."""
+    """`next_cursor` is null on the last page."""
 
     entries: list[AuditEntry]
     next_cursor: str | None

@@ -140,7 +140,7 @@ def configure(
         if level in {"debug", "info"}:
             _requests = _Requests(service, lines, worker)
     else:
-        renderer = structlog.dev.ConsoleRenderer()
+        renderer = structlog.dev.ConsoleRenderer(colors=stream.isatty())
         logger_factory = structlog.PrintLoggerFactory(stream)
         handler = logging.StreamHandler(stream)
     structlog.configure(

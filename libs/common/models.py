@@ -17,15 +17,15 @@ BULK_ROWS = 500
 BODY_BYTES = 1_048_576
 
 # PostgreSQL's text type cannot hold U+0000, so no text field may.
-_NO_NUL = r"^[^\x00]*$"
+NO_NUL = r"^[^\x00]*$"
 # Something in it is blank neither in Python nor in ECMAScript, whose patterns those of the API's description are.
 NOT_BLANK = r"^(?=[^\x00]*$)[^\x00]*[^\s\x1c-\x1f\x85\ufeff]"
 Title = Annotated[str, Meta(min_length=1, max_length=TITLE_LENGTH, pattern=NOT_BLANK)]
-Description = Annotated[str, Meta(max_length=TEXT_LENGTH, pattern=_NO_NUL)]
+Description = Annotated[str, Meta(max_length=TEXT_LENGTH, pattern=NO_NUL)]
 CommentBody = Annotated[str, Meta(min_length=1, max_length=TEXT_LENGTH, pattern=NOT_BLANK)]
 ExternalId = Annotated[str, Meta(min_length=1, max_length=200, pattern=NOT_BLANK)]
 FieldName = Annotated[str, Meta(min_length=1, max_length=64, pattern=NOT_BLANK)]
-FieldValue = Annotated[str, Meta(max_length=1000, pattern=_NO_NUL)]
+FieldValue = Annotated[str, Meta(max_length=1000, pattern=NO_NUL)]
 Fields = Annotated[dict[FieldName, FieldValue], Meta(max_length=50)]
 
 
@@ -91,7 +91,7 @@ class TicketSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TicketPage(msgspec.Struct, frozen=True):
-    """`next_cursor` is None on the last page."""
+    """`next_cursor` is null on the last page."""
 
     tickets: list[TicketSummary]
     next_cursor: str | None
@@ -106,7 +106,7 @@ class Comment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CommentPage(msgspec.Struct, frozen=True):
-    """`next_cursor` is None on the last page."""
+    """`next_cursor` is null on the last page."""
 
     comments: list[Comment]
     next_cursor: str | None
@@ -190,7 +190,7 @@ class BulkReport(msgspec.Struct, frozen=True):
 class BulkUpdateResult(msgspec.Struct, frozen=True, kw_only=True):
     """One row's fate: `updated`, `unchanged` (the changes change nothing) or `refused`.
 
-    `version` is the ticket's version after the batch; None for a row that is refused.
+    `version` is the ticket's version after the batch; null for a row that is refused.
     """
 
     index: int

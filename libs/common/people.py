@@ -7,9 +7,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from libs.common.models import NOT_BLANK, Role
+from libs.common.models import NO_NUL, NOT_BLANK, Role
 
-_ShortText = Annotated[str, Meta(min_length=1, max_length=254, pattern=r"^[^\x00]+$")]
+_ShortText = Annotated[str, Meta(min_length=1, max_length=254, pattern=NO_NUL)]
 
 
 class Organization(msgspec.Struct, frozen=True):

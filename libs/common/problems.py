@@ -4,11 +4,12 @@ Every code is declared here once, with its status and its title; clients may rel
 """
 
 import http
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+
+from libs.common.complaints import complaint_of, unreadable
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -28,7 +29,7 @@ CODES: Mapping[str, tuple[int, str]] = {
     "external_id_taken": (409, "Another ticket of the organization has this external id."),
     "idempotency_key_in_use": (409, "Another request with this Idempotency-Key is being carried out."),
     "version_mismatch": (412, "The resource has changed since the version in If-Match."),
-    "body_too_large": (413, "The body is larger than 1 MB."),
+    "body_too_large": (413, "The body is larger than 1 MiB."),
     "unsupported_media_type": (415, "The body must be application/json."),
     "validation_failed": (422, "The body does not have the expected form."),
     "idempotency_key_reused": (422, "This Idempotency-Key came with another request before."),
@@ -59,7 +60,7 @@ ADVICE: Mapping[str, str] = {
     "version_mismatch": "Get the resource again, decide anew, and send the new version; `current_version` names it.",
     "body_too_large": "Send less at once, such as fewer rows.",
     "unsupported_media_type": "Send JSON and say so: `Content-Type: application/json`.",
-    "validation_failed": "Mend the fields in `errors`; each `pointer` leads to one in the body.",
+    "validation_failed": "Mend the field that the `pointer` in `errors` leads to. Only the first one is told.",
     "idempotency_key_reused": "Use a new key for every new request; an old one only to send the same bytes again.",
     "precondition_required": "Get the resource and send its `ETag` as `If-Match`.",
     "rate_limited": "Wait for `Retry-After`; `RateLimit` tells earlier how much is left.",
@@ -70,7 +71,6 @@ ADVICE: Mapping[str, str] = {
 }
 
 RETRY_AFTER_SECONDS = 2
-_PLACE = re.compile(r" - at `(?:key` in `)?(\$[^`]*)`$")  # how msgspec ends a complaint about a part of the body
 
 
 class FieldError(msgspec.Struct, frozen=True):
@@ -137,21 +137,10 @@ def unavailable(part: str) -> Problem:
     return Problem("service_unavailable", f"{part} is not available at the moment; please try again.")
 
 
-def validation(error: msgspec.ValidationError) -> Problem:
-    """Translate msgspec's complaint (`… - at `$.fields[...]``) into 422 with a JSON pointer."""
-    message = str(error)
-    place = _PLACE.search(message)
-    if place:
-        message = message[: place.start()]
-    if "matching regex" in message:  # the two patterns of libs/common/models.py, in a reader's words
-        blank = r"\\s" in message
-        message = f"Must not {'be blank or ' if blank else ''}contain the character U+0000"
-    return Problem("validation_failed", message, errors=[FieldError(_pointer(place[1]) if place else "", message)])
-
-
-def _pointer(path: str) -> str:
-    """`$.tickets[3].title` becomes `/tickets/3/title`."""
-    return path.removeprefix("$").replace("[...]", "").replace("[", ".").replace("]", "").replace(".", "/")
+def validation(error: msgspec.ValidationError, body: bytes = b"", model: Any = None) -> Problem:
+    """Translate msgspec's complaint about a `body` that is no `model` into 422 with a JSON pointer."""
+    complaint = complaint_of(error, body, model)
+    return Problem("validation_failed", complaint.message, errors=[FieldError(complaint.pointer, complaint.message)])
 
 
 def decode_body(decoder: "msgspec.json.Decoder[Any]", body: bytes) -> Any:
@@ -163,8 +152,8 @@ def decode_body(decoder: "msgspec.json.Decoder[Any]", body: bytes) -> Any:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise validation(error) from error
+        raise validation(error, body, decoder.type) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Problem("malformed_json", str(error)) from error
+        raise Problem("malformed_json", unreadable(error, body)) from error
     except RecursionError as error:
         raise Problem("malformed_json", "The body is nested too deeply.") from error

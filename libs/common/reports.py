@@ -43,7 +43,7 @@ class TicketsReport(msgspec.Struct, frozen=True, kw_only=True, rename={"first": 
 
 
 class Times(msgspec.Struct, frozen=True, kw_only=True):
-    """`count` durations and their percentiles in seconds (interpolated); None where there is no duration."""
+    """`count` durations and their percentiles in seconds (interpolated); null where there is no duration."""
 
     count: int
     p50: float | None
@@ -62,7 +62,7 @@ class TimesReport(msgspec.Struct, frozen=True, kw_only=True, rename={"first": "f
 
 
 class AgeBucket(msgspec.Struct, frozen=True, kw_only=True):
-    """Tickets younger than `below_days` and not in an earlier bucket; None: all that are older."""
+    """Tickets younger than `below_days` and not in an earlier bucket; null: all that are older."""
 
     below_days: int | None
     count: int

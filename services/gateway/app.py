@@ -33,6 +33,7 @@ from services.gateway.settings import Settings
 from services.gateway.upstreams.upstream import Upstream, client_session
 
 _REDIS_SECONDS = 1.0
+_NO_ID = {"/api/tickets/{ticket_id}": "/api/tickets/{ticket_id:(?!bulk$)[^{}/]+}"}  # where `bulk` is another path
 
 
 def build_app(settings: Settings) -> web.Application:
@@ -104,8 +105,8 @@ def build_app(settings: Settings) -> web.Application:
         "docs": description.page.get,
     }
     for endpoint in ENDPOINTS:
-        app.router.add_route(endpoint.method, endpoint.path, handlers[endpoint.operation])
-    app.router.add_route("GET", description.stylesheet, description.styles.get)
+        _add_route(app, endpoint.method, _NO_ID.get(endpoint.path, endpoint.path), handlers[endpoint.operation])
+    _add_route(app, "GET", description.stylesheet, description.styles.get)
     allow_origins(app, settings, [endpoint.path for endpoint in ENDPOINTS])
 
     async def resources(_app: web.Application) -> AsyncIterator[None]:
@@ -123,6 +124,13 @@ def build_app(settings: Settings) -> web.Application:
 
     app.cleanup_ctx.append(resources)
     return app
+
+
+def _add_route(app: web.Application, method: str, path: str, handler: Handler) -> None:
+    """What answers GET answers HEAD in the same way (RFC 9110, 9.1); aiohttp leaves the body out."""
+    app.router.add_route(method, path, handler)
+    if method == "GET":
+        app.router.add_route("HEAD", path, handler)
 
 
 def _carried_to_its_end(handler: Handler) -> Handler:

@@ -108,6 +108,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
         operation="create_key",
         tag="session",
         summary="Create an API key; the key itself is told this once",
+        description="Nobody can look the key up later. Only a retry with the same `Idempotency-Key`, within 24 hours, "
+        "is told it again.",
         status=201,
         request=people.NewApiKey,
         response=people.ApiKey,

@@ -242,7 +242,13 @@ async def _require_current(url: str) -> None:
 def _require_reached(need: Position | None, reached: Position) -> None:
     """Nobody was ever given a token beyond where the primary is."""
     if need is not None and need.timeline == reached.timeline + 1:
-        raise ConnectionError("a promotion has not been noticed yet")  # by this instance; another one has
+        log.warning("token_of_later_timeline", timeline=need.timeline, reached=reached.timeline)
+        # A promotion that this instance has not noticed yet, but another one has.
+        raise Problem(
+            "service_unavailable",
+            "The consistency token is of a later timeline of the database than any server here has. Try again soon; "
+            "if it stays, leave the token out.",
+        )
     if need is not None and need > reached:
         raise Problem("invalid_parameter", "The consistency token is from the future.")
 

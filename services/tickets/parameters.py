@@ -63,7 +63,7 @@ def names_of(request: web.Request, name: str, among: type[Name]) -> frozenset[Na
     try:
         return frozenset(among(part) for part in text.split(","))
     except ValueError as error:
-        raise _one_of(f"{name} must hold", among) from error
+        raise _one_of(f"{name} must be one or several, with commas between, of", among) from error
 
 
 def name_of(request: web.Request, name: str, among: type[Name], default: Name) -> Name:
@@ -82,15 +82,15 @@ def optional_name_of(request: web.Request, name: str, among: type[Name]) -> Name
         raise _one_of(f"{name} must be one of", among) from error
 
 
-def id_of(request: web.Request, name: str) -> uuid.UUID | None:
-    """The UUID of a parameter; None when it is not there."""
+def user_of(request: web.Request, name: str, *names: str) -> uuid.UUID | None:
+    """The user's id of a parameter; None when it is not there. `names` are what else the public API takes there."""
     text = request.query.get(name)
     if text is None:
         return None
     try:
         return uuid.UUID(text)
     except ValueError as error:
-        raise Problem("invalid_parameter", f"{name} must be a UUID.") from error
+        raise Problem("invalid_parameter", f"{name} must be a user's id (a UUID) or {' or '.join(names)}.") from error
 
 
 def day_of(request: web.Request, name: str) -> dt.date | None:

@@ -46,6 +46,7 @@ def range_of(first: dt.date | None, last: dt.date | None, today: dt.date) -> Ran
     Raises:
         Problem: `invalid_parameter` (400) for a range that is empty, longer than 366 days or beyond the calendar.
     """
+    until = "" if last else ", which is today, the default,"
     try:
         last = last or today
         first = first or last - dt.timedelta(days=DEFAULT_DAYS - 1)
@@ -54,7 +55,10 @@ def range_of(first: dt.date | None, last: dt.date | None, today: dt.date) -> Ran
     except OverflowError as error:
         raise Problem("invalid_parameter", "The range goes beyond the calendar.") from error
     if not 1 <= length <= MOST_DAYS:
-        raise Problem("invalid_parameter", f"A report is of 1 to {MOST_DAYS} days: from must not be after to.")
+        reason = f"from ({asked.first}) must not be after to ({asked.last}{until.rstrip(',')})."
+        if length > MOST_DAYS:
+            reason = f"A report is of at most {MOST_DAYS} days; {asked.first} to {asked.last}{until} are {length}."
+        raise Problem("invalid_parameter", reason)
     return asked
 
 

@@ -11,7 +11,6 @@ from services.tickets import comments, lists
 from services.tickets.database import Database
 from services.tickets.lists import Sort, Wanted
 from services.tickets.parameters import (
-    id_of,
     limit_of,
     name_of,
     names_of,
@@ -19,8 +18,10 @@ from services.tickets.parameters import (
     principal_of,
     requirement_of,
     ticket_id_of,
+    user_of,
 )
 
+ME = "me"  # the gateway puts the user's id in its place
 UNASSIGNED = "none"
 
 
@@ -60,13 +61,13 @@ class ListRoutes:
 
 
 def wanted_of(request: web.Request) -> Wanted:
-    """The filters and the order that a query names; the gateway has put users' ids where it said `me`."""
+    """The filters and the order that a query names."""
     unassigned = request.query.get("assigned_to") == UNASSIGNED
     return Wanted(
         statuses=names_of(request, "status", Status),
         priorities=names_of(request, "priority", Priority),
-        assigned_to=None if unassigned else id_of(request, "assigned_to"),
+        assigned_to=None if unassigned else user_of(request, "assigned_to", ME, UNASSIGNED),
         unassigned=unassigned,
-        user_id=id_of(request, "user_id"),
+        user_id=user_of(request, "user_id", ME),
         sort=name_of(request, "sort", Sort, Sort.NEWEST),
     )

@@ -111,10 +111,10 @@ class TicketRoutes:
 def _expected_version(request: web.Request) -> int:
     text = request.headers.get("If-Match")
     if text is None:
-        raise Problem("precondition_required")
+        raise Problem("precondition_required", "The If-Match header is missing; it takes the ticket's ETag.")
     match = _VERSION.fullmatch(text.strip())
     if match is None:
-        raise Problem("invalid_parameter", 'If-Match must hold one version in quotes, such as "3".')
+        raise Problem("invalid_parameter", 'If-Match must hold one ETag as it was given out, such as "3" or "3-gzip".')
     return int(match[1])
 
 

@@ -1,19 +1,22 @@
 """The OpenAPI document: valid, the one in the repository, and true to the models and error codes."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from libs.common.problems import CODES
+from libs.common.problems import CODES, Problem
 from services.gateway.description import openapi
 from services.gateway.description.openapi_headers import HEADERS
 from services.gateway.endpoints import ENDPOINTS
+from services.tickets.routes_tickets import _expected_version
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "api" / "openapi.json"
 DOCUMENT = openapi.document()
@@ -56,6 +59,26 @@ def test_main_requests_and_answers_have_examples() -> None:
     names = {body["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2] for body in bodies}
     names |= {"Ticket", "TicketPage", "Comment", "CommentPage", "SearchResults", "Session", "ApiKey", "BulkReport"}
     assert {name for name in names if "examples" not in SCHEMAS[name]} == set()
+
+
+@pytest.mark.parametrize(
+    ("value", "taken"),
+    [('"3"', True), ('"3-br"', True), ('"3-gzip"', True), ("*", False), ('W/"3"', False), ('"3", "4"', False)],
+)
+def test_if_match_is_described_as_it_is_taken(value: str, taken: bool) -> None:  # noqa: FBT001
+    parameters = DOCUMENT["paths"]["/api/tickets/{ticket_id}"]["patch"]["parameters"]
+    (described,) = (parameter for parameter in parameters if parameter["name"] == "If-Match")
+    assert bool(re.search(described["schema"]["pattern"], value)) == taken
+    request = make_mocked_request("PATCH", "/", {"If-Match": value})
+    if taken:
+        assert _expected_version(request) == 3
+    else:
+        with pytest.raises(Problem, match="one ETag as it was given out"):
+            _expected_version(request)
+
+
+def test_no_description_says_none() -> None:
+    assert not re.search(r"(?<!-)\bNone\b", COMMITTED.read_text())
 
 
 def test_every_tag_is_described_and_used() -> None:

@@ -81,7 +81,9 @@ class Authenticator:
             if caller is not None and request.method not in _SAFE_METHODS:
                 sent = request.headers.get(CSRF_HEADER, "")
                 if not hmac.compare_digest(sent.encode(), (caller.csrf_token or "").encode()):
-                    raise Problem("csrf_token_invalid")
+                    which = "is not the session's" if sent else "is missing"
+                    told = f"{CSRF_HEADER} {which}: GET /api/session tells the csrf_token to send."
+                    raise Problem("csrf_token_invalid", told)
         if caller is None:
             raise Problem(
                 "authentication_required",

@@ -33,8 +33,10 @@ _INTRODUCTION = (
     "**Pages** come with a `next_cursor` and the same as a `Link`; cursors are opaque.\n\n"
     "**Limits.** Requests count against a credential and its organization; `RateLimit` tells what is left, 429 "
     "`rate_limited` with `Retry-After` that nothing is.\n\n"
+    "**Parameters** that an operation does not have are ignored; of one that comes twice the first counts. Fields of a "
+    "body that it does not have are refused.\n\n"
     "A path that is not described here is answered with 404 `route_not_found`, another method with 405 "
-    "`method_not_allowed` and `Allow`."
+    "`method_not_allowed` and `Allow`. `HEAD` is answered as `GET` is, without the body."
 )
 
 TAGS = {
@@ -158,8 +160,11 @@ def _parameters(endpoint: Endpoint) -> Iterator[dict[str, Any]]:
     for name, text, schema in endpoint.query:
         yield {"name": name, "in": "query", "description": text, "required": name == "q", "schema": schema}
     if endpoint.if_match:
-        text = "The version that the change is based on, in quotes: the `ETag` of an earlier answer."
-        yield _header("If-Match", text, r'^"[0-9]{1,18}"$', required=True)
+        text = (
+            "The version that the change is based on: the `ETag` of an earlier answer as it is, or just the version in "
+            "quotes. `*`, lists and weak tags are not taken."
+        )
+        yield _header("If-Match", text, r'^"[0-9]{1,18}(-(br|gzip))?"$', required=True)
     if endpoint.idempotent:
         yield _header("Idempotency-Key", _IDEMPOTENCY_KEY, "^[!-~]{1,255}$")
     if endpoint.cached or endpoint.alone:

@@ -54,6 +54,14 @@ end
 return debts
 """
 
+# What each limit is of, for whoever meets it.
+_OF = {
+    "credential": "this API key or session",
+    "organization": "the organization, which all its API keys and sessions share,",
+    "address": "this address for requests without a valid credential",
+    "sign-in": "this address for attempts to sign in",
+    "account": "this account for attempts to sign in",
+}
 RATE_LIMITED = Counter("rate_limited_total", "Requests refused by a rate limit.", ["policy"])
 RATE_LIMITS_SHARED = Gauge(
     "rate_limits_shared", "1 while gateways agree on rate limits through Redis, 0 while each limits by itself."
@@ -177,7 +185,9 @@ class Limits:
                 told = policy.told(bucket.remaining(now))
                 # RFC 6585, section 4: never stored by a cache.
                 more = {"Retry-After": str(math.ceil(seconds)), "Cache-Control": "no-store"}
-                raise Problem("rate_limited", f"The limit {policy.name!r} is used up.", headers=told.headers | more)
+                raise Problem(
+                    "rate_limited", f"The limit of {_OF[policy.name]} is used up.", headers=told.headers | more
+                )
 
     def charge(self, buckets: Buckets, cost: float) -> None:
         """Take what has been used already, be it more than there is. A negative cost is given back."""

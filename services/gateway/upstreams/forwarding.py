@@ -55,7 +55,8 @@ async def forward(request: web.Request, principal: Principal, upstream: Upstream
     if request.method in {"POST", "PATCH"}:
         body = await read_json_body(request)
         headers["Content-Type"] = "application/json"
-    answer = await upstream.call(request.method, path, principal=principal, headers=headers, body=body)
+    method = "GET" if request.method == "HEAD" else request.method
+    answer = await upstream.call(method, path, principal=principal, headers=headers, body=body)
     request[LOG_FIELDS]["upstream_ms"] = round(answer.duration_ms, 2)
     return answer
 

@@ -351,6 +351,19 @@ async def test_what_is_no_http(desk: Desk, request_bytes: bytes) -> None:
     assert "in-a-log" not in desk.all_logs(), "such bytes may be a credential"
 
 
+@pytest.mark.parametrize(
+    ("request_bytes", "said"),
+    [
+        (b"BREW /api/tickets HTTP/1.1\r\nHost: desk\r\n\r\n", "method is not one of HTTP's"),
+        (b"GET /api/search?q=" + b"a" * 8190 + b" HTTP/1.1\r\nHost: desk\r\n\r\n", "longer than 8,190 bytes"),
+        (b"GET /api/session HTTP/1.1\r\nHost: desk\r\nX: " + b"a" * 8191 + b"\r\n\r\n", "longer than 8,190 bytes"),
+    ],
+    ids=short,
+)
+async def test_a_head_that_cannot_be_taken_is_told_why(desk: Desk, request_bytes: bytes, said: str) -> None:
+    assert said in (await exchange(desk.gateways[0].port, request_bytes)).json()["detail"]
+
+
 async def test_no_request_was_an_internal_error(desk: Desk) -> None:
     """Runs last in this file: none of the above left a stack trace in a log."""
     assert "request_failed" not in desk.all_logs()

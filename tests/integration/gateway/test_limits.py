@@ -58,6 +58,15 @@ async def acme(stack: Stack) -> Tenant:
     return await provision(stack, agents=1)
 
 
+OF = {
+    "credential": "this API key or session",
+    "organization": "the organization, which all its API keys and sessions share,",
+    "address": "this address for requests without a valid credential",
+    "sign-in": "this address for attempts to sign in",
+    "account": "this account for attempts to sign in",
+}
+
+
 def allowance(reply: Reply) -> tuple[str, int]:
     """The policy that an answer tells of, and what is left of it."""
     told = TOLD.fullmatch(reply.headers["ratelimit"])
@@ -68,7 +77,7 @@ def allowance(reply: Reply) -> tuple[str, int]:
 def refusal(reply: Reply, policy: str) -> int:
     """The seconds after which a refused request may come again."""
     assert problem(reply) == (429, "rate_limited"), reply
-    assert f"'{policy}'" in reply.json()["detail"]
+    assert reply.json()["detail"] == f"The limit of {OF[policy]} is used up."
     assert reply.headers["cache-control"] == "no-store"
     return int(reply.headers["retry-after"])
 

@@ -276,6 +276,7 @@ async def test_a_token_of_the_next_timeline_is_a_promotion_that_was_not_noticed(
         (503, "service_unavailable"),
         (400, "invalid_parameter"),
     ]
+    assert "of a later timeline" in answers[0].body["detail"]
 
 
 async def test_a_write_stands_at_a_position_that_a_replica_reaches(database: Database, desk: TicketsDatabase) -> None:

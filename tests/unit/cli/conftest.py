@@ -46,7 +46,7 @@ async def platform() -> AsyncIterator[StandIn]:
 async def started(platform: StandIn, *arguments: object) -> asyncio.subprocess.Process:
     """Start `relaydesk ARGUMENTS` as a process of its own, which heeds SIGINT even where this one does not."""
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", "from cli.app import main; main()", *map(str, arguments)),
+        *(sys.executable, "-c", "from cli.start import main; main()", *map(str, arguments)),
         env={**os.environ, "RELAYDESK_URL": platform.url, "RELAYDESK_API_KEY": KEY},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -1,12 +1,14 @@
 """The other commands, credentials, and exit codes."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cli import output, seeding
+from cli import credentials, output, seeding
 from cli.errors import Exit
 from tests.unit.cli.conftest import Run
 from tests.unit.cli.stand_in import KEY, StandIn
@@ -43,8 +45,51 @@ async def test_help_tells_the_exit_codes(run: Run) -> None:
 async def test_a_platform_that_is_not_there_is_exit_4(run: Run, arguments: tuple[str, ...]) -> None:
     result = await run(*arguments, "--url", CLOSED, "--api-key", KEY)
     assert result.code == Exit.UNREACHABLE
-    assert f"{CLOSED} cannot be reached" in result.err
+    assert f"{CLOSED} cannot be reached; is it running? (make run, or --url)" in result.err
     assert not result.out
+
+
+async def test_the_address_is_where_the_checkout_was_started_last(
+    run: Run, platform: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    demo = tmp_path / ".local" / "demo.json"
+    demo.parent.mkdir()
+    demo.write_text(json.dumps({"url": platform.url, "api_key": {"key": KEY}}))
+    assert (await run("health")).code == Exit.OK
+    assert f"Using {platform.url} with the key" in (await run("search", "x", "--verbose")).err
+    assert f"{CLOSED} cannot" in (await run("search", "x", "--url", CLOSED)).err
+    monkeypatch.setenv("RELAYDESK_URL", CLOSED)
+    assert f"{CLOSED} cannot" in (await run("health")).err
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"url": null}', '{"url": 1}', '{"url": "nowhere"}', "\xff"])
+def test_without_one_in_the_checkout_it_is_the_usual_address(tmp_path: Path, content: str) -> None:
+    (tmp_path / ".local").mkdir()
+    assert credentials.find_url(None, tmp_path) == credentials.DEFAULT_URL
+    (tmp_path / ".local" / "demo.json").write_bytes(content.encode("latin-1"))
+    assert credentials.find_url(None, tmp_path) == credentials.DEFAULT_URL
+
+
+INTERRUPTED_IMPORT = """
+import sys
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "aiohttp":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from cli.start import main
+main()
+"""
+
+
+def test_ctrl_c_while_the_command_loads_ends_it_quietly() -> None:
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT, "health"], capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (Exit.INTERRUPTED, b"", b"")
+
+
+def test_only_watch_loads_socket_io() -> None:
+    script = "import sys, cli.app; sys.exit('socketio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("arguments", [("seed", "--tickets", "1"), ("watch",), ("search", "x")])

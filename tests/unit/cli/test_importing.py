@@ -47,6 +47,18 @@ async def test_rows_become_tickets_with_fields_and_description(import_file: Run,
     )  # fmt: skip
 
 
+async def test_rows_that_are_not_open_are_counted_as_their_tickets_are(import_file: Run, platform: StandIn) -> None:
+    file = written("a.csv", "title,Status,text\na,solved,x\nb,open,x\nc, Closed,x\nd,,x\n")
+    result = await import_file(file)
+    assert "2 rows are not open where they come from (Status). Statuses are not imported" in " ".join(
+        result.err.split()
+    )
+    assert json.loads((await import_file(file, "--json")).out)["reopened"] == 2
+    assert "not open" not in (await import_file(written("b.csv", ROWS))).err
+    issues = written("i.json", json.dumps([{"title": "x", "number": 1, "state": "closed"}]))
+    assert json.loads((await import_file(issues, "--format", "github", "--json")).out)["reopened"] == 1
+
+
 async def test_a_second_run_creates_nothing_though_rows_are_alike(import_file: Run, platform: StandIn) -> None:
     file = written("a.csv", ROWS)
     await import_file(file)

@@ -3,12 +3,16 @@
 import ast
 import http
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from libs.common.models import BulkCreate, NewComment, NewTicket, TicketChanges
+from libs.common import complaints
+from libs.common.cache.administration import ClearCache
+from libs.common.models import BulkCreate, NewComment, NewTicket, TicketChanges, TicketUpdate
 from libs.common.problems import CODES, Problem, decode_body, unavailable
+from services.gateway.endpoints import ENDPOINTS
 
 CHECKOUT = Path(__file__).parents[3]
 DEEP = b"[" * 100_000
@@ -84,17 +88,19 @@ def refusal(model: type, body: bytes) -> Problem:
         (NewTicket, b'{"title": "  "}', "/title"),
         (NewTicket, b'{"title": "a\\u0000"}', "/title"),
         (NewTicket, b'{"title": "a", "priority": "high!"}', "/priority"),
-        (NewTicket, b'{"title": "a", "fields": {"k": 1}}', "/fields"),
-        (NewTicket, b'{"title": "a", "fields": {"": "x"}}', "/fields"),
-        (NewTicket, b'{"title": "a", "fields": {"k\\u0000": "x"}}', "/fields"),
-        (NewTicket, b'{"description": "a"}', ""),
-        (NewTicket, b'{"title": "a", "titel": "b"}', ""),
-        (NewTicket, b'{"title": "a", "x - at `$.b` y": 1}', ""),
+        (NewTicket, b'{"title": "a", "fields": {"k": 1}}', "/fields/k"),
+        (NewTicket, b'{"title": "a", "fields": {"good": "1", "a/b~c": 1}}', "/fields/a~1b~0c"),
+        (NewTicket, b'{"title": "a", "fields": {"k": 1, "k": "1"}}', "/fields"),
+        (NewTicket, b'{"title": "a", "fields": {"": "x"}}', "/fields/"),
+        (NewTicket, b'{"title": "a", "fields": {"k\\u0000": "x"}}', "/fields/k\0"),
+        (NewTicket, b'{"description": "a"}', "/title"),
+        (NewTicket, b'{"title": "a", "titel": "b"}', "/titel"),
+        (NewTicket, b'{"title": "a", "x - at `$.b` y": 1}', "/x - at `$.b` y"),
         (NewTicket, b"[]", ""),
         (NewTicket, b"null", ""),
         (TicketChanges, b'{"assigned_to": "me"}', "/assigned_to"),
         (TicketChanges, b'{"status": null}', "/status"),
-        (TicketChanges, b'{"version": 2}', ""),
+        (TicketChanges, b'{"version": 2}', "/version"),
         (NewComment, b'{"body": ""}', "/body"),
         (BulkCreate, b'{"tickets": []}', "/tickets"),
         (BulkCreate, b'{"tickets": {}}', "/tickets"),
@@ -124,6 +130,58 @@ def test_a_body_of_the_wrong_form_is_pointed_at(model: type, body: bytes, pointe
 )
 def test_what_is_no_json_is_told_apart(body: bytes) -> None:
     assert refusal(BulkCreate, body).code == "malformed_json"
+
+
+REQUESTS = [endpoint.request for endpoint in ENDPOINTS if endpoint.request is not None]
+
+
+def _patterns(schema: Any) -> set[str]:
+    if isinstance(schema, dict):
+        own = {schema["pattern"]} if isinstance(schema.get("pattern"), str) else set()
+        return own.union(*map(_patterns, schema.values()))
+    return set().union(*map(_patterns, schema)) if isinstance(schema, list | tuple) else set()
+
+
+def test_every_pattern_of_a_body_has_words() -> None:
+    schemas, components = msgspec.json.schema_components([*REQUESTS, TicketUpdate])
+    assert _patterns([*schemas, components]) == set(complaints.PATTERNS)
+
+
+@pytest.mark.parametrize(
+    ("model", "body", "message"),
+    [
+        (ClearCache, b'{"tag": "nope"}', "Must be tickets, search or ticket:ID"),
+        (ClearCache, b'{"prefix": "/elsewhere"}', "Must begin with /api/"),
+        (NewTicket, b'{"title": " "}', "Must not be blank or contain"),
+        (NewTicket, b'{"title": "a", "description": "\\u0000"}', "Must not contain the character U+0000"),
+        (NewTicket, b'{"title": 1}', "Expected `string`, got `integer`"),
+        (NewTicket, b'{"title": "a", "str": 1}', "Object contains unknown field `str`"),
+        (TicketChanges, b'{"assigned_to": 1}', "Expected `UUID | null`, got `integer`"),
+        (NewTicket, b'{"title": "a", "fields": {"": "x"}}', "The name of the member: Expected `string` of length >= 1"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_readers_words(model: type, body: bytes, message: str) -> None:
+    problem = refusal(model, body)
+    assert problem.errors[0].message.startswith(message)
+    assert problem.detail == problem.errors[0].message
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b"", "The body is empty."),
+        (b" \n", "The body is empty."),
+        (b'{"title": "\xff"}', "The body is not UTF-8 (at byte 11)."),
+        (b'{"title": "\\ud83d\\ude00 \\ud800"}', "lone surrogate, which is no character (at byte 24)"),
+        (b'{"title": "\\ud800\\ud83d\\ude00"}', "lone surrogate, which is no character (at byte 11)"),
+        (b'{"title": "\\ud83d \\ude00"}', "lone surrogate, which is no character (at byte 11)"),
+        (b'{"title": "a\\udc00"}', "lone surrogate, which is no character (at byte 12)"),
+        (b'{"title": "\\\\ud800"', "Input data was truncated"),
+        (b'{"title": "a"}x', "trailing characters (byte 15)"),
+    ],
+)
+def test_what_is_no_text_is_told_with_its_place(body: bytes, detail: str) -> None:
+    assert detail in str(refusal(NewTicket, body).detail)
 
 
 @pytest.mark.parametrize("body", [b'{"title": "\\ud800"}', b'{"title": "\xff"}', b'{"title": "a\nb"}'])

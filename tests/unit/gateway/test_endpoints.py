@@ -45,6 +45,9 @@ async def test_every_endpoint_has_its_route_and_every_route_its_endpoint(tmp_pat
         "CACHE_REDIS_URL": "redis://127.0.0.1:1",
     } | {f"GATEWAY_{name}_URL": "http://127.0.0.1:1" for name in ("TICKETS", "SEARCH", "NOTIFIER", "NOTIFIER_PUBLIC")}
     app: web.Application = build_app(settings.load(Settings, environment, prefix="GATEWAY_"))
+    routes = [(route.method, route.resource.canonical) for route in app.router.routes() if route.resource is not None]
+    of = {method: {path for served_by, path in routes if served_by == method} for method in ("GET", "HEAD")}
+    assert of["HEAD"] == of["GET"], "RFC 9110, section 9.1"
     served = {
         (route.method, route.resource.canonical)
         for route in app.router.routes()

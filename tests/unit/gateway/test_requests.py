@@ -115,10 +115,12 @@ async def test_without_a_usable_cookie_nobody_is_asked(cookie: str) -> None:
 @pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE", "PUT"])
 async def test_a_session_needs_its_csrf_token_for_unsafe_methods(method: str) -> None:
     cookie = {"Cookie": "relaydesk_session=t"}
-    for wrong in ({}, {"X-CSRF-Token": ""}, {"X-CSRF-Token": "wrong"}, {"X-CSRF-Token": "rightt"}):
+    missing = [({}, "is missing"), ({"X-CSRF-Token": ""}, "is missing")]
+    for wrong, said in (*missing, *(({"X-CSRF-Token": text}, "is not the session's") for text in ("wrong", "rightt"))):
         with pytest.raises(Problem) as refused:
             await authenticate(cookie | wrong, method)
         assert refused.value.code == "csrf_token_invalid"
+        assert refused.value.detail == f"X-CSRF-Token {said}: GET /api/session tells the csrf_token to send."
     assert await authenticate(cookie | {"X-CSRF-Token": "right"}, method) == ["_caller_of_session:t"]
     assert await authenticate(cookie) == ["_caller_of_session:t"]
 

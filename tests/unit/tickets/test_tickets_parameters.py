@@ -153,6 +153,21 @@ def test_another_filter_or_sort_is_refused(name: str, text: str) -> None:
         wanted_of(request(**{name: text}))
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("status", "one or several, with commas between, of open, pending, solved, closed"),
+        ("assigned_to", "a user's id (a UUID) or me or none"),
+        ("user_id", "a user's id (a UUID) or me"),
+        ("sort", "one of created_at, -created_at"),
+    ],
+)
+def test_a_refusal_says_what_may_stand_there(name: str, said: str) -> None:
+    with pytest.raises(Problem) as caught:
+        wanted_of(request(**{name: "nobody"}))
+    assert said in str(caught.value.detail)
+
+
 @given(wants, st.booleans())
 def test_every_list_that_can_be_asked_for_has_its_statement(wanted: Wanted, unassigned: bool) -> None:  # noqa: FBT001
     if unassigned:
@@ -183,18 +198,20 @@ def test_a_report_is_of_thirty_days_up_to_today_unless_told_otherwise() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "last"),
+    ("first", "last", "said"),
     [
-        (dt.date(2026, 3, 2), None),
-        (dt.date(2024, 1, 1), dt.date(2025, 1, 1)),
-        (dt.date.min, None),
-        (None, dt.date.min),
-        (dt.date.max, dt.date.max),
+        (dt.date(2026, 3, 2), None, "from (2026-03-02) must not be after to (2026-03-01, which is today, the default)"),
+        (dt.date(2026, 3, 2), TODAY, "from (2026-03-02) must not be after to (2026-03-01)."),
+        (dt.date(2024, 1, 1), dt.date(2025, 1, 1), "at most 366 days; 2024-01-01 to 2025-01-01 are 367"),
+        (dt.date.min, None, "to 2026-03-01, which is today, the default, are"),
+        (None, dt.date.min, "calendar"),
+        (dt.date.max, dt.date.max, "calendar"),
     ],
 )
-def test_another_range_is_refused(first: dt.date | None, last: dt.date | None) -> None:
-    with pytest.raises(Problem, match="invalid_parameter"):
+def test_another_range_is_refused(first: dt.date | None, last: dt.date | None, said: str) -> None:
+    with pytest.raises(Problem, match="invalid_parameter") as caught:
         reports.range_of(first, last, TODAY)
+    assert said in str(caught.value.detail)
 
 
 @pytest.mark.parametrize(
