@@ -97,7 +97,7 @@ class Launcher:
     def wait_for(self, check: Callable[[], object]) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not check():
-            assert time.monotonic() < deadline, self.output()
+            assert time.monotonic() < deadline, f"{self.output()}left: {self.left()}"
             time.sleep(0.05)
 
     def close(self) -> None:
@@ -180,9 +180,9 @@ def test_frozen_parts_that_outlived_their_launcher_are_ended_by_the_next_start(l
     started = launcher.up()
     processes = launcher.processes()
     frozen = psutil.Process(launcher.parts()["postgres"]["pid"])
+    frozen.suspend()  # first: it would go on to make processes, and see others end
     for process in frozen.children(recursive=True):
         process.suspend()
-    frozen.suspend()
     started.kill()
     started.wait()
     time.sleep(0.5)
