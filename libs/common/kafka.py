@@ -150,10 +150,8 @@ async def discard(sender: aiokafka.AIOKafkaProducer) -> None:
     if routine is not None:
         routine.cancel()
     sender._message_accumulator.fail_all(ProducerClosed())  # noqa: SLF001 (stop() would leave a task waiting for it)
-    with contextlib.suppress(Exception):
-        await background.within(
-            _SEND_SECONDS, sender.client.close()
-        )  # what is under way fails now and not at its timeout
+    with contextlib.suppress(Exception):  # what is under way fails now and not at its timeout
+        await background.within(_SEND_SECONDS, sender.client.close())
     stopping = asyncio.create_task(sender.stop())  # in a task: when its routine does not end it raises CancelledError
     await asyncio.wait({stopping}, timeout=_SEND_SECONDS)
     if not stopping.cancelled() and stopping.done() and stopping.exception() is not None:

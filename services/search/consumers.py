@@ -62,17 +62,15 @@ def on_ticket_written(event: TicketEvent) -> Sequence[str]:
     return written(event.organization_id, [event.data.ticket.id], event.data.changed)
 
 
-def by_organization(events: Iterable[TicketEvent], tags_of: TagsOf) -> list[tuple[list[str], Position]]:
+def by_organization(events: Sequence[TicketEvent], tags_of: TagsOf) -> list[tuple[list[str], Position]]:
     """The tags of each organization's events with the highest of their positions.
 
     What belongs together is bumped together: see `libs.common.cache.loads.Question`.
     """
-    found: dict[uuid.UUID, tuple[dict[str, None], Position]] = {}
+    tags: dict[uuid.UUID, dict[str, None]] = {}
     for event in events:
-        tags, highest = found.get(event.organization_id, ({}, event.position))
-        tags |= dict.fromkeys(tags_of(event))
-        found[event.organization_id] = (tags, max(highest, event.position))
-    return [(list(tags), position) for tags, position in found.values()]
+        tags.setdefault(event.organization_id, {}).update(dict.fromkeys(tags_of(event)))
+    return [(list(tags[organization_id]), position) for organization_id, position in highest_positions(events).items()]
 
 
 def highest_positions(events: Iterable[TicketEvent]) -> dict[uuid.UUID, Position]:
@@ -83,7 +81,7 @@ def highest_positions(events: Iterable[TicketEvent]) -> dict[uuid.UUID, Position
     return highest
 
 
-async def _bump(tags: Tags, events: Iterable[TicketEvent], tags_of: TagsOf) -> None:
+async def _bump(tags: Tags, events: Sequence[TicketEvent], tags_of: TagsOf) -> None:
     for bumped, position in by_organization(events, tags_of):
         await tags.bump(bumped, position)
 
