@@ -14,6 +14,7 @@ from libs.common.metrics import BACKGROUND_FAILURES, EVENT_LOOP_LAG
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 2.0
 _CALM_SECONDS = 30.0
+_ENDED_SECONDS = 5.0
 T = TypeVar("T")
 log = structlog.get_logger()
 
@@ -45,14 +46,22 @@ async def keep_running(name: str, run: Callable[[], Awaitable[None]]) -> None:
 
 @contextlib.asynccontextmanager
 async def running(name: str, run: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Keep `run` running while the block lasts, then cancel it and wait for its end."""
+    """Keep `run` running while the block lasts, then cancel it and wait for its end.
+
+    Whatever has not ended 5 s later is cancelled again: until Python 3.12 asyncio.wait_for, which Redis's client uses,
+    swallows a cancellation that comes with its result, and what runs for ever would never hear of it.
+    """
     task = asyncio.create_task(keep_running(name, run), name=name)
     try:
         yield
     finally:
+        await finish(_end(task))
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    while not task.done():
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await asyncio.wait({task}, timeout=_ENDED_SECONDS)
 
 
 async def finish(work: Awaitable[T], *, seconds: float | None = None) -> T:

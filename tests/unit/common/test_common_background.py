@@ -44,6 +44,54 @@ async def test_what_ends_is_not_started_again() -> None:
     assert (runs, failures("once")) == (1, 0)
 
 
+async def test_work_that_swallows_its_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "_ENDED_SECONDS", 0.01)
+    started, swallowed = asyncio.Event(), 0
+
+    async def stubborn() -> None:
+        nonlocal swallowed
+        started.set()
+        while swallowed < 2:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                swallowed += 1
+        await asyncio.Event().wait()
+
+    async def block() -> None:
+        async with background.running("stubborn", stubborn):
+            await started.wait()
+
+    await asyncio.wait_for(block(), 30)
+    assert swallowed == 2
+
+
+async def test_a_block_that_is_cancelled_while_its_work_ends_waits_for_it_and_is_cancelled_then() -> None:
+    started, ending, go = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await go.wait()
+
+    async def block() -> None:
+        async with background.running("work", work):
+            await started.wait()
+
+    caller = asyncio.create_task(block())
+    await asyncio.wait_for(ending.wait(), 30)
+    caller.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not caller.done()
+    go.set()
+    await asyncio.wait({caller}, timeout=30)
+    assert caller.cancelled()
+
+
 async def test_it_runs_while_the_block_lasts_and_has_ended_after_it() -> None:
     started, ended = asyncio.Event(), asyncio.Event()
 
