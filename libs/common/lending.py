@@ -8,7 +8,7 @@ time, uses, expiry) hold.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import Awaitable
 
 import asyncpg
 
@@ -26,30 +26,17 @@ class Lending:
         self.lent: set[asyncpg.Connection] = set()
         self._at_hand: list[asyncpg.Connection] = []
         self._waiting = 0
-        self._round = 0
+        self.round = 0
         self._end_of_round: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @contextlib.asynccontextmanager
-    async def lend(self, seconds: float = ACQUIRE_SECONDS) -> AsyncIterator[asyncpg.Connection]:
-        """A connection.
+    def lend(self, seconds: float = ACQUIRE_SECONDS) -> "_Loan":
+        """A connection, for as long as an `async with` block lasts.
 
         Raises:
             TimeoutError: when none is free within that many seconds.
         """
-        taken_in = self._round  # before waiting: what is connecting at a renewal is of the old ones
-        connection = await self._take(seconds)
-        self.lent.add(connection)
-        intact = False
-        try:
-            yield connection
-            intact = _is_intact(connection)
-        finally:
-            self.lent.discard(connection)
-            if intact and taken_in == self._round and not self._waiting:
-                self._keep_at_hand(connection)
-            else:
-                await self.pool.release(connection)
+        return _Loan(self, seconds)
 
     def open(self, count: int) -> None:
         """Begin to connect until `count` connections are open; what fails is left to the next who asks for one."""
@@ -71,17 +58,29 @@ class Lending:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _take(self, seconds: float) -> asyncpg.Connection:
+    async def take(self, seconds: float) -> asyncpg.Connection:
+        """What `lend` gives; whoever takes it gives it back."""
         while self._at_hand:
             connection = self._at_hand.pop()
             if _is_intact(connection):
+                self.lent.add(connection)
                 return connection
             self._return(connection)
         self._waiting += 1
         try:
-            return await self.pool.acquire(timeout=seconds)
+            connection = await self.pool.acquire(timeout=seconds)
         finally:
             self._waiting -= 1
+        self.lent.add(connection)
+        return connection
+
+    async def give_back(self, connection: asyncpg.Connection, *, taken_in: int, well: bool) -> None:
+        """Keep it at hand if all went `well` with it since `taken_in`, the round in which it was asked for."""
+        self.lent.discard(connection)
+        if well and taken_in == self.round and not self._waiting and _is_intact(connection):
+            self._keep_at_hand(connection)
+        else:
+            await self.pool.release(connection)
 
     def _keep_at_hand(self, connection: asyncpg.Connection) -> None:
         self._at_hand.append(connection)
@@ -90,7 +89,7 @@ class Lending:
 
     def _next_round(self) -> None:
         """Return what is at hand now, and what is lent when it is given back."""
-        self._round += 1
+        self.round += 1
         if self._end_of_round is not None:
             self._end_of_round.cancel()
             self._end_of_round = None
@@ -109,6 +108,25 @@ class Lending:
         task = asyncio.ensure_future(_unless_away(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+class _Loan:
+    """A connection for a block; a generator would cost a read 2 %."""
+
+    __slots__ = ("_connection", "_lending", "_seconds", "_taken_in")
+
+    def __init__(self, lending: Lending, seconds: float) -> None:
+        self._lending = lending
+        self._seconds = seconds
+        self._taken_in = lending.round  # before waiting: what is connecting at a renewal is of the old ones
+        self._connection: asyncpg.Connection
+
+    async def __aenter__(self) -> asyncpg.Connection:
+        self._connection = await self._lending.take(self._seconds)
+        return self._connection
+
+    async def __aexit__(self, kind: object, _error: object, _traceback: object) -> None:
+        await self._lending.give_back(self._connection, taken_in=self._taken_in, well=kind is None)
 
 
 async def _unless_away(work: Awaitable[None]) -> None:

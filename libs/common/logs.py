@@ -81,8 +81,6 @@ class _Requests:
     def write(self, event: dict[str, object]) -> None:
         event |= self._own
         event["timestamp"] = self._now()
-        if "trace_id" not in event:
-            _add_trace_id(None, "info", event)
         waiting = self._lines.write(_encode(event) + b"\n")
         if waiting >= _WAITING_LINES:
             self._write_now()

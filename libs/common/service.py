@@ -161,6 +161,7 @@ def _request_middleware(translate: Translate, streaming: frozenset[str]):  # typ
                 log.info("request_abandoned", method=request.method, route=route, duration_ms=duration_ms, **fields)
                 raise
             span.answered(response.status)
+            fields["trace_id"] = span.trace_id
             record(request.method, route, response.status, started, fields)
         return response
 

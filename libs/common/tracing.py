@@ -67,7 +67,7 @@ def answered(method: str, route: str, status: int, headers: Mapping[str, str]) -
         return f"{random.getrandbits(128) or 1:032x}"
     with ServerSpan(method, route, headers) as span:
         span.answered(status)
-        return f"{trace.get_current_span().get_span_context().trace_id:032x}"
+        return span.trace_id
 
 
 class ServerSpan:
@@ -91,6 +91,11 @@ class ServerSpan:
                 SpanContext(random.getrandbits(128) or 1, random.getrandbits(64) or 1, is_remote=False)
             )
         self._token: Token[Context] | None = None
+
+    @property
+    def trace_id(self) -> str:
+        """The trace's id in hexadecimal digits."""
+        return f"{self._span.get_span_context().trace_id:032x}"
 
     def answered(self, status: int) -> None:
         """Set what is known of the request by the conventions for HTTP spans."""

@@ -20,7 +20,7 @@ from infra.local.ports import HOST, any_free
 from infra.local.stack import remove_stack
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 120
 
 
 class Launcher:

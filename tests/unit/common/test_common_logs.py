@@ -116,8 +116,8 @@ async def test_two_hundred_requests_are_written_at_once_and_together(monkeypatch
 async def test_a_request_has_the_fields_of_any_record(monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]) -> None:
     fields = {"method": "GET", "status": 200, "duration_ms": 0.25, "text": 'ü"\n', "odd": object, "nothing": None}
     with configured(monkeypatch) as output:
-        with ServerSpan("GET", "/", headers):
-            logs.request(**fields)
+        with ServerSpan("GET", "/", headers) as span:
+            logs.request(**fields, trace_id=span.trace_id)
             structlog.get_logger().info("request", **fields)
         request, record = output.lines
     assert TIMESTAMP.fullmatch(request.pop("timestamp"))
