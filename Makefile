@@ -4,7 +4,7 @@ PYTHON := .venv/bin/python
 LAUNCHER := $(PYTHON) -m infra.local
 
 .DEFAULT_GOAL := help
-.PHONY: help bootstrap installed run stop status logs clean check test soak bench database-page format
+.PHONY: help bootstrap installed run stop status logs clean check test soak bench profile database-page format
 
 help: ## Show this list
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ soak: bootstrap ## An hour of faults: both full campaigns with their logs, then 
 
 bench: bootstrap ## Measure on the real stack and print one table (needs wrk); BENCH="create --repeats 3" chooses
 	@$(PYTHON) -m tests.bench $(BENCH)
+
+profile: bootstrap ## Show where the CPU of a request goes (needs wrk, and root to sample); PROFILE="hit miss" chooses
+	@$(PYTHON) -m tests.bench.profiles $(PROFILE)
 
 database-page: bootstrap ## Write docs/database.md: every plan, with a million tickets; takes minutes
 	@$(PYTHON) -m tests.bench.database_page

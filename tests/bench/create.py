@@ -43,8 +43,8 @@ end
 async def measure(stack: Stack, tenants: Sequence[Tenant], seconds: float) -> list[Figure]:
     bare = await _bare(stack, tenants, seconds)
     headers = [internal_headers(stack, tenant) for tenant in tenants]
-    service = await _load(stack.service_url("tickets"), headers, seconds)
-    gateway = await _load(stack.service_url("gateway"), [tenant.headers for tenant in tenants], seconds)
+    service = await load(stack.service_url("tickets"), headers, seconds)
+    gateway = await load(stack.service_url("gateway"), [tenant.headers for tenant in tenants], seconds)
     name = "the same statements by asyncpg"
     return [
         Figure("create a ticket at the tickets service", service.rate, bare.rate, name, "requests/s"),
@@ -54,7 +54,7 @@ async def measure(stack: Stack, tenants: Sequence[Tenant], seconds: float) -> li
     ]
 
 
-async def _load(url: str, headers: Sequence[Mapping[str, str]], seconds: float) -> Load:
+async def load(url: str, headers: Sequence[Mapping[str, str]], seconds: float) -> Load:
     """Creations over HTTP, the organizations in turn."""
     body = msgspec.json.encode({"title": TITLE, "description": DESCRIPTION, "priority": "high"}).decode()
     lines = [

@@ -29,7 +29,7 @@ WARM_UP_SECONDS = 1.0
 IDLE_CONNECTIONS = 1000
 _WRITTEN_BY_THE_SERVER = frozenset({"date", "server", "content-length", "content-type"})
 # Every request another query: nothing is cached for it. The services ignore what they do not know.
-_UNIQUE = """
+UNIQUE = """
 local count = 0
 local path = "{path}"
 request = function()
@@ -38,7 +38,7 @@ request = function()
 end
 """
 # As many paths in turn as an L1 of one entry never holds.
-_IN_TURN = """
+IN_TURN = """
 local count, paths = 0, {{ {paths} }}
 request = function()
   count = count + 1
@@ -59,7 +59,7 @@ class Sample(NamedTuple):
 async def measure(stack: Stack, tenants: Sequence[Tenant], seconds: float) -> list[Figure]:
     tenant = tenants[0]
     async with client(stack, tenant) as http:
-        paths = [await _created(http) for _ in range(50)]
+        paths = [await created(http) for _ in range(50)]
         async with http.get(paths[0]) as answer:
             sample = Sample(paths[0], await answer.read(), _copied(answer.headers))
     with tempfile.TemporaryDirectory() as name:
@@ -91,9 +91,9 @@ async def _hits(stack: Stack, tenant: Tenant, sample: Sample, seconds: float, fo
             stack, "gateway", folder / "l2.log", GATEWAY_CACHE_L1_ITEMS="1", GATEWAY_LIMIT_CREDENTIAL="0"
         ) as second:
             async with client(stack, tenant) as http:
-                others = [await _created(http) for _ in range(8)]
+                others = [await created(http) for _ in range(8)]
             script = folder / "in_turn.lua"
-            script.write_text(_IN_TURN.format(paths=", ".join(json.dumps(other) for other in others)))
+            script.write_text(IN_TURN.format(paths=", ".join(json.dumps(other) for other in others)))
             await wrk(second.url, WARM_UP_SECONDS, headers=tenant.headers, script=script)
             l2 = await wrk(second.url, seconds, headers=tenant.headers, script=script)
             figures.append(Figure("L2 hit through the gateway", l2.rate, bare.rate, name, "requests/s"))
@@ -111,7 +111,7 @@ async def _handed_on(stack: Stack, tenant: Tenant, paths: Sequence[str], seconds
     gateway, tickets = stack.service_url("gateway"), stack.service_url("tickets")
     inside = internal_headers(stack, tenant)
     script = folder / "unique.lua"
-    script.write_text(_UNIQUE.format(path=paths[0], salt=id(folder)))
+    script.write_text(UNIQUE.format(path=paths[0], salt=id(folder)))
     uncached = await wrk(gateway + "/api/keys", seconds, headers=tenant.headers)
     direct_keys = await wrk(tickets + "/api/keys", seconds, headers=inside)
     missed = await wrk(gateway, seconds, headers=tenant.headers, script=script)
@@ -150,7 +150,7 @@ async def _idle(stack: Stack) -> list[Figure]:
     return [Figure("memory of 1,000 idle connections", used, before / 2**20, "the gateway without them", "MB")]
 
 
-async def _created(http: ClientSession) -> str:
+async def created(http: ClientSession) -> str:
     async with http.post("/api/tickets", json={"title": "Read often", "description": "word " * 60}) as answer:
         return str(answer.headers["Location"])
 
